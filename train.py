@@ -1,0 +1,278 @@
+"""Train the model from nothing in two stages. Read `data.py` before, `eval_pope.py` after.
+
+    pretrain  pictures -> captions, causal attention: the ViT, the projector and the decoder learn to see
+    sft       pictures + questions -> answers, under --attention: the one place where MMA comes in
+
+`python train.py` runs both and leaves runs/<name>/ with model.pt, pretrained.pt and metrics.jsonl.
+`torchrun --nproc_per_node=N train.py` shares each batch between N processes; the result does not change.
+"""
+import argparse
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import runs
+from data import ORDERS, Batches, Examples, Tokenizer, scene_items
+from eval_pope import accuracy_by_kind, answer
+from mma import KINDS
+from model import Config, MultimodalGPT
+
+STAGES = ("pretrain", "sft")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The size of a run: of the model, of the data and of the training."""
+    width: int
+    heads: int
+    layers: int
+    vit_layers: int
+    scenes: int  # training scenes
+    batch_size: int  # pictures in a batch of captions; fine-tuning takes half as many
+    pretrain_steps: int
+    sft_steps: int
+    muon_lr: float  # for the matrices inside the blocks
+    adam_lr: float  # for everything else
+    questions: int = 4  # asked about each picture of a fine-tuning batch
+
+
+PRESETS = {
+    "tiny": Preset(width=128, heads=4, layers=4, vit_layers=3, scenes=20_000, batch_size=64,
+                   pretrain_steps=600, sft_steps=600, muon_lr=0.02, adam_lr=0.003),
+    "base": Preset(width=768, heads=12, layers=12, vit_layers=6, scenes=200_000, batch_size=256,
+                   pretrain_steps=3000, sft_steps=3000, muon_lr=0.02, adam_lr=0.001),
+}
+WARMUP = 20  # steps
+
+
+class Trainer:
+    """One run: data, model, optimizers, and where it stands. `train` goes on from there to the end."""
+
+    def __init__(self, options, folder, device, resume_from=None):
+        """options: the namespace of `parse`; resume_from: a checkpoint dict with "training", or None."""
+        self.options, self.folder, self.device = options, Path(folder), device
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.preset = preset = PRESETS[options.preset]
+        images, captions, questions = scene_items("train", options.scenes, options.seed, options.cache)
+        val_images, val_captions, val_questions = scene_items("val", options.val_scenes, 0, options.cache)
+        if options.pretrained and resume_from is None:
+            model, self.tokenizer, _ = runs.load(options.pretrained)
+        else:
+            self.tokenizer = (Tokenizer(resume_from["words"]) if resume_from else
+                              Tokenizer.build(text for i in captions + questions for text in (i.prompt or "", i.answer)))
+            torch.manual_seed(options.seed)
+            model = MultimodalGPT(Config(vocab_size=len(self.tokenizer), width=preset.width, heads=preset.heads,
+                                         layers=preset.layers, vit_layers=preset.vit_layers))
+        self.model = model.to(device).train()
+        self.parallel = DistributedDataParallel(model) if self.world > 1 else model
+        if options.compile:
+            self.parallel = torch.compile(self.parallel, dynamic=True)
+        config, order = model.config, options.order
+        self.examples = {"pretrain": Examples(captions, images, self.tokenizer, config),
+                         "sft": Examples(questions, images, self.tokenizer, config, order)}
+        # Every order is evaluated image-first but the one that never saw it.
+        val_order = "text-first" if order == "text-first" else "image-first"
+        self.val = {"pretrain": Examples(val_captions[:32], val_images, self.tokenizer, config),
+                    "sft": Examples(val_questions, val_images, self.tokenizer, config, val_order)}
+        self.batches = {"pretrain": Batches(self.examples["pretrain"], options.batch_size, 1, options.seed),
+                        "sft": Batches(self.examples["sft"], max(1, options.batch_size // 2), preset.questions,
+                                       options.seed)}
+        self.steps = {"pretrain": 0 if options.pretrained else options.pretrain_steps, "sft": options.sft_steps}
+        self.stage, self.step, self.seconds, self.metrics_bytes = "pretrain", 0, dict.fromkeys(STAGES, 0.0), 0
+        self.optimizers = make_optimizers(model, preset)
+        if resume_from:
+            self.restore(resume_from)
+
+    def restore(self, checkpoint):
+        """Go back to the moment at which a checkpoint was saved."""
+        training = checkpoint["training"]
+        self.model.load_state_dict(checkpoint["weights"])
+        for optimizer, state in zip(self.optimizers, training["optimizers"]):
+            optimizer.load_state_dict(state)
+        self.stage, self.step = checkpoint["stage"], training["step"]
+        self.seconds, self.metrics_bytes = training["seconds"], training["metrics_bytes"]
+        os.truncate(self.folder / "metrics.jsonl", self.metrics_bytes)  # lines after the save come again
+
+    def save(self, name="model.pt", finished=False):
+        """Write a checkpoint; an unfinished one carries all that is needed to go on bit for bit."""
+        if self.rank:
+            return
+        training = None if finished else {
+            "step": self.step, "seconds": self.seconds, "metrics_bytes": self.metrics_bytes,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+        runs.save(self.folder / name, runs.pack(
+            self.model, self.tokenizer, stage=self.stage, attention=self.options.attention, order=self.options.order,
+            seed=self.options.seed, options=vars(self.options), seconds=self.seconds, training=training))
+
+    def log(self, line):
+        """Append one line to metrics.jsonl. No clock times in it: the same seed writes the same file."""
+        if self.rank:
+            return
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"stage": self.stage, "step": self.step, **line}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            self.metrics_bytes = file.tell()
+
+    def train(self):
+        """Both stages, from where the run stands to the end; saves on the way."""
+        done = self.step + (self.steps["pretrain"] if self.stage == "sft" else 0)
+        total = sum(self.steps.values())
+        with tqdm(total=total, initial=done, disable=self.rank > 0, unit="step", smoothing=0.05) as bar:
+            self.bar = bar
+            try:
+                if self.stage == "pretrain":
+                    self.run_stage()
+                    self.save("pretrained.pt", finished=True)
+                    self.stage, self.step, self.optimizers = "sft", 0, make_optimizers(self.model, self.preset)
+                self.run_stage()
+            except KeyboardInterrupt:
+                self.save()
+                raise
+        self.save(finished=True)
+
+    def run_stage(self):
+        """The steps that are left of the current stage."""
+        options, steps, losses = self.options, self.steps[self.stage], []
+        saved = started = time.monotonic()
+        before = self.seconds[self.stage]
+        self.bar.set_description(self.stage)
+        while self.step < steps:
+            losses.append(self.train_step(self.step / steps, steps))
+            self.step += 1
+            self.bar.update()
+            last = self.step == steps
+            due = time.monotonic() - saved > options.save_every
+            if last or due or self.step % options.log_every == 0:
+                values = self.finite(losses)
+                if last or self.step % options.log_every == 0:
+                    losses = []
+                    self.bar.set_postfix(loss=f"{np.mean(values):.3f}")
+                    self.log({"loss": float(np.mean(values)), "lr": self.optimizers[0].param_groups[0]["lr"]})
+            if last or self.step % options.eval_every == 0:
+                pause = time.monotonic()
+                self.evaluate()
+                started += time.monotonic() - pause  # `seconds` counts training alone
+            self.seconds[self.stage] = before + time.monotonic() - started
+            if due:
+                self.save()
+                saved = time.monotonic()
+
+    def train_step(self, progress, steps):
+        """One batch, one update; returns the loss as a tensor (no waiting for the device)."""
+        examples = self.examples[self.stage]
+        rows = self.batches[self.stage][self.step]
+        answers = int((examples.lengths - examples.prompt_lengths)[rows].sum())
+        mine = np.array_split(rows, self.world)[self.rank]
+        batch = examples.batch(mine).to(self.device)
+        kind = self.options.attention if self.stage == "sft" else "causal"
+        with runs.autocast(self.device):
+            _, loss = self.parallel(**batch.inputs(), kind=kind, validate=self.device.type == "cpu")
+        # The mean over the tokens of the whole batch, however it is shared: each process weighs its part,
+        # and DDP averages the gradients. Muon needs no special case: it runs after that, on equal gradients.
+        loss = loss * (int((examples.lengths - examples.prompt_lengths)[mine].sum()) / answers)
+        (loss * self.world).backward()
+        factor = min(1, (self.step + 1) / WARMUP) * (1 - progress)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def finite(self, losses):
+        """The losses as floats, of the whole batch; ValueError names the first step that has none."""
+        values = torch.stack(losses)
+        if self.world > 1:
+            dist.all_reduce(values)
+        values = values.tolist()
+        for i, value in enumerate(values):
+            if not np.isfinite(value):
+                raise ValueError(f"the loss is {value} at step {self.step - len(values) + i + 1} of {self.stage} "
+                                 f"(learning rate {self.optimizers[0].param_groups[0]['lr']:.2g}); the checkpoint of "
+                                 "an earlier step stays; try a smaller --lr-scale")
+        return values
+
+    def evaluate(self):
+        """Print and log the accuracy of each kind of question on validation scenes, and show one answer."""
+        if self.rank == 0:
+            examples = self.val[self.stage]
+            rows = range(len(examples))
+            kind = self.options.attention if self.stage == "sft" else "causal"
+            self.model.eval()
+            answers = answer(self.model, examples, rows, kind, max_new_tokens=64 if self.stage == "pretrain" else 8)
+            self.model.train()
+            accuracy = accuracy_by_kind(examples, rows, answers)
+            self.log({"accuracy": accuracy})
+            shown = self.step * 7 // self.options.eval_every % len(examples)
+            item = examples.items[shown]
+            self.bar.write(f"{self.stage} {self.step:5d}  " + "  ".join(f"{k} {100 * a:.1f}%" for k, a in accuracy.items())
+                           + f"\n    {item.prompt or 'caption:'} -> {answers[shown]}"
+                           + ("" if answers[shown] == item.answer else f"   (right: {item.answer})"))
+        if self.world > 1:
+            dist.barrier()
+
+
+def make_optimizers(model, preset):
+    """Muon for the matrices inside the blocks, AdamW for embeddings, norms and everything else."""
+    inside = {name: p for name, p in model.named_parameters() if "blocks." in name and p.dim() == 2}
+    rest = [p for name, p in model.named_parameters() if name not in inside]
+    optimizers = [torch.optim.Muon(inside.values(), lr=preset.muon_lr, weight_decay=0.0),
+                  torch.optim.AdamW(rest, lr=preset.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def parse(arguments=None):
+    """The options; those that a preset sets are filled in from it."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--attention", choices=KINDS, default="mma", help="mask of the fine-tuning stage (default: mma)")
+    p.add_argument("--order", choices=ORDERS, default="image-first",
+                   help="what stands first in a fine-tuning prompt, the picture or the question; dual alternates")
+    p.add_argument("--preset", choices=PRESETS, default="tiny", help="tiny: two CPU cores (default); base: one GPU")
+    p.add_argument("--seed", type=int, default=0, help="of the weights, the questions and the batches (default: 0)")
+    p.add_argument("--device", help="cpu, cuda, mps, ... (default: CUDA, then MPS, then CPU)")
+    p.add_argument("--pretrained", metavar="FILE", help="start fine-tuning from this checkpoint, skip pre-training")
+    p.add_argument("--pretrain-steps", type=int, help="steps of the first stage (default: the preset's)")
+    p.add_argument("--sft-steps", type=int, help="steps of the second stage (default: the preset's)")
+    p.add_argument("--batch-size", type=int, help="pictures in a batch of captions; fine-tuning takes half as many, "
+                                                  "with 4 questions each (default: the preset's)")
+    p.add_argument("--scenes", type=int, help="number of training scenes (default: the preset's)")
+    p.add_argument("--val-scenes", type=int, default=128, help="number of validation scenes (default: 128)")
+    p.add_argument("--name", help="folder under runs/ (default: ATTENTION-seedSEED, numbered if it is taken)")
+    p.add_argument("--log-every", type=int, default=20, help="steps between two losses in metrics.jsonl (default: 20)")
+    p.add_argument("--eval-every", type=int, default=100, help="steps between two validations (default: 100)")
+    p.add_argument("--save-every", type=float, default=60, help="seconds between two checkpoints (default: 60)")
+    p.add_argument("--resume", metavar="FOLDER", help="go on with an interrupted run; takes no other option")
+    p.add_argument("--compile", action="store_true", help="torch.compile: a slow start, then faster; for GPUs")
+    p.add_argument("--cache", default="cache", help="folder of the rendered scenes (default: cache)")
+    options = p.parse_args(arguments)
+    preset = asdict(PRESETS[options.preset])
+    for name in ("pretrain_steps", "sft_steps", "batch_size", "scenes"):
+        if getattr(options, name) is None:
+            setattr(options, name, preset[name])
+    return options
+
+
+def main():
+    """The command line."""
+    options = parse()
+    device = runs.pick_device(options.device)
+    folder = runs.new_folder(options.name, f"{options.attention}-seed{options.seed}")
+    trainer = Trainer(options, folder, device)
+    trainer.train()
+    print(f"\ntrained in {sum(trainer.seconds.values()):.0f} s; next: python eval_pope.py {folder}")
+
+
+if __name__ == "__main__":
+    runs.command_line(main)
