@@ -143,6 +143,7 @@ class Examples:
         self.flat = np.array(flat, dtype=np.int32)
         self.starts, self.lengths = np.array(starts[:-1]), np.diff(starts)
         self.prompt_lengths = np.array(prompts)
+        self.answer_lengths = self.lengths - self.prompt_lengths
         self.picture_counts = np.array([len(item.pictures) for item in items])
         self.picture_starts = np.cumsum(self.picture_counts) - self.picture_counts
         self.pictures = np.array([p for item in items for p in item.pictures], dtype=np.int64)

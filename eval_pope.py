@@ -16,7 +16,6 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
-import torch
 from tqdm import tqdm
 
 import runs
@@ -121,3 +120,119 @@ def accuracy_by_kind(examples, rows, answers):
     for row, given in zip(rows, answers):
         right[examples.items[row].kind].append(given == examples.items[row].answer)
     return {kind: mean(hits) for kind, hits in right.items()}
+
+
+class TestSet:
+    """The three splits and the questions of every kind about the same test scenes, made once for all runs."""
+
+    def __init__(self, cache, images=500, seed=0):
+        """images: pictures a split. Frequencies are counted over twice as many scenes, as some have too few kinds."""
+        self.images, _, kinds = scene_items("test", 2 * images, seed, cache)
+        world = [scenes.make_scene(s) for s in scenes.split_seeds("test", 2 * images)]
+        self.names = [f"scene-{scene.seed}" for scene in world]
+        objects = [{thing.kind for thing in scene.things} for scene in world]
+        self.questions = {split: build(objects, split, seed, images) for split in SPLITS}
+        shown = {i for i, _, _ in self.questions["random"]}
+        self.kinds = [item for item in kinds if item.pictures[0] in shown]
+
+    def evaluate(self, model, tokenizer, checkpoint, progress=None):
+        """Let one model answer everything.
+
+        Returns (scores: split -> dict of METRICS, accuracy: question kind -> share right, answers: split ->
+        list of texts in the order of `self.questions[split]`).
+        """
+        items, where = [], []
+        for split in SPLITS:
+            where += [(split, n) for n in range(len(self.questions[split]))]
+            items += [Item((i,), question_text(kind), label, split) for i, kind, label in self.questions[split]]
+        items += self.kinds
+        order = "text-first" if checkpoint["order"] == "text-first" else "image-first"
+        examples = Examples(items, self.images, tokenizer, model.config, order)
+        rows = sorted(range(len(items)), key=lambda row: items[row].pictures)  # a picture's questions share its ViT pass
+        answers = [None] * len(items)
+        for row, text in zip(rows, answer(model, examples, rows, checkpoint["attention"], progress=progress)):
+            answers[row] = text
+        scores, texts = {}, {split: [] for split in SPLITS}
+        for (split, _), text in zip(where, answers):
+            texts[split].append(text)
+        for split in SPLITS:
+            scores[split] = score(texts[split], [label for _, _, label in self.questions[split]])
+        rest = range(len(where), len(items))
+        return scores, accuracy_by_kind(examples, rest, [answers[row] for row in rest]), texts
+
+    def write(self, folder, texts):
+        """Questions and answers as JSON lines in the formats of the official files, beside the checkpoint."""
+        for split in SPLITS:
+            with open(folder / f"pope_{split}_questions.jsonl", "w") as asked, \
+                    open(folder / f"pope_{split}_answers.jsonl", "w") as given:
+                for n, ((i, kind, label), text) in enumerate(zip(self.questions[split], texts[split]), 1):
+                    question = question_text(kind)
+                    print(json.dumps({"question_id": n, "image": self.names[i], "text": question, "label": label}), file=asked)
+                    print(json.dumps({"question_id": n, "question": question, "answer": text}), file=given)
+
+
+def percent(values):
+    """Shares of one or several runs -> "97.1" or "97.1 ± 0.4" (mean and sample standard deviation), in percent."""
+    text = f"{100 * mean(values):.1f}"
+    return text if len(values) == 1 else f"{text} ± {100 * stdev(values):.1f}"
+
+
+def markdown(header, rows):
+    """A Markdown table whose columns line up in a terminal too."""
+    table = [header, ["-" * max(len(row[c]) for row in [header, *rows]) for c in range(len(header))], *rows]
+    widths = [max(len(row[c]) for row in table) for c in range(len(header))]
+    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in table)
+
+
+def label_of(checkpoint):
+    """How a run is called in a table: its mask, its order if that is not the usual one, and what it lacks."""
+    label = checkpoint["attention"] + ("" if checkpoint["order"] == "image-first" else f" {checkpoint['order']}")
+    if checkpoint["stage"] != "sft":
+        return f"{label} (NEVER FINE-TUNED)"
+    return label + (" (UNFINISHED)" if checkpoint["training"] else "")
+
+
+def main():
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("runs", nargs="*", type=Path, help="run folders or checkpoints (default: the newest run)")
+    p.add_argument("--images", type=int, default=500, help="test scenes a split, six questions each (default: 500)")
+    p.add_argument("--seed", type=int, default=0, help="of the questions (default: 0)")
+    p.add_argument("--device", help="cpu, cuda, mps, ... (default: CUDA, then MPS, then CPU)")
+    p.add_argument("--cache", default="cache", help="folder of the rendered scenes (default: cache)")
+    options = p.parse_args()
+    if options.images < 1:
+        p.error(f"--images {options.images}: at least one picture is needed")
+    device = runs.pick_device(options.device)
+    paths = options.runs or [runs.newest()]
+    loaded = [(path, *runs.load(path, device)) for path in paths]  # a bad one is refused before the long part
+    test = TestSet(options.cache, options.images, options.seed)
+    total = len(loaded) * (sum(map(len, test.questions.values())) + len(test.kinds))
+    grouped = defaultdict(list)
+    with tqdm(total=total, unit="question") as bar:
+        for path, model, tokenizer, checkpoint in loaded:
+            bar.set_description(str(path))
+            scores, accuracy, texts = test.evaluate(model, tokenizer, checkpoint, bar)
+            test.write(path if path.is_dir() else path.parent, texts)
+            grouped[label_of(checkpoint)].append((scores, accuracy))
+    pictures, split = len({i for i, _, _ in test.questions["random"]}), test.questions["random"]
+    print(f"\nPOPE on {pictures} test scenes, {len(split)} questions a split, in percent")
+    if len(loaded) == 1:
+        [(label, [(scores, accuracy)])] = grouped.items()
+        print(f"{loaded[0][0]}: {label}\n")
+        print(markdown(["split", *METRICS], [[s, *(percent([scores[s][m]]) for m in METRICS)] for s in SPLITS]))
+        print("\naccuracy by kind of question")
+        print(markdown(list(accuracy), [[percent([a]) for a in accuracy.values()]]))
+        return
+    print("mean ± standard deviation over runs of the same attention\n")
+    print(markdown(["attention", "runs", *(f"{s} accuracy" for s in SPLITS), *(f"{s} F1" for s in SPLITS)], [
+        [label, str(len(found)), *(percent([scores[s][m] for scores, _ in found]) for m in ("accuracy", "f1") for s in SPLITS)]
+        for label, found in grouped.items()]))
+    print("\naccuracy by kind of question")
+    kinds = list(next(iter(grouped.values()))[0][1])
+    print(markdown(["attention", *kinds], [
+        [label, *(percent([accuracy[kind] for _, accuracy in found]) for kind in kinds)] for label, found in grouped.items()]))
+
+
+if __name__ == "__main__":
+    runs.command_line(main)

