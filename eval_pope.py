@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 from tqdm import tqdm
 
 import runs
@@ -146,8 +147,7 @@ class TestSet:
             where += [(split, n) for n in range(len(self.questions[split]))]
             items += [Item((i,), question_text(kind), label, split) for i, kind, label in self.questions[split]]
         items += self.kinds
-        order = "text-first" if checkpoint["order"] == "text-first" else "image-first"
-        examples = Examples(items, self.images, tokenizer, model.config, order)
+        examples = Examples(items, self.images, tokenizer, model.config, evaluation_order(checkpoint))
         rows = sorted(range(len(items)), key=lambda row: items[row].pictures)  # a picture's questions share its ViT pass
         answers = [None] * len(items)
         for row, text in zip(rows, answer(model, examples, rows, checkpoint["attention"], progress=progress)):
@@ -169,6 +169,26 @@ class TestSet:
                     question = question_text(kind)
                     print(json.dumps({"question_id": n, "image": self.names[i], "text": question, "label": label}), file=asked)
                     print(json.dumps({"question_id": n, "question": question, "answer": text}), file=given)
+
+
+def sheet(model, tokenizer, checkpoint, path):
+    """Draw twelve test scenes with three questions each and the model's answers, wrong ones in red."""
+    world = [scenes.make_scene(s) for s in scenes.split_seeds("test", 12)]
+    images = np.stack([scenes.draw(scene) for scene in world])
+    asked = [questions[i % 2::2][:3] for i, questions in enumerate(scenes.ask(world, 0))]
+    items = [Item((i,), q.text, q.answer) for i, questions in enumerate(asked) for q in questions]
+    examples = Examples(items, images, tokenizer, model.config, evaluation_order(checkpoint))
+    lines = [[] for _ in world]
+    for item, text in zip(items, answer(model, examples, range(len(items)), checkpoint["attention"])):
+        right = text == item.answer
+        lines[item.pictures[0]] += [(item.prompt, (40, 40, 40)), (f"    {text}" + ("" if right else f"   (right: {item.answer})"),
+                                                                  (20, 120, 60) if right else (200, 30, 30))]
+    scenes.sheet(world, lines, path)
+
+
+def evaluation_order(checkpoint):
+    """Every order of training is evaluated image-first, but the one that never saw it."""
+    return "text-first" if checkpoint["order"] == "text-first" else "image-first"
 
 
 def percent(values):
@@ -198,6 +218,7 @@ def main():
     p.add_argument("runs", nargs="*", type=Path, help="run folders or checkpoints (default: the newest run)")
     p.add_argument("--images", type=int, default=500, help="test scenes a split, six questions each (default: 500)")
     p.add_argument("--seed", type=int, default=0, help="of the questions (default: 0)")
+    p.add_argument("--sheet", metavar="FILE", help="also draw test scenes with questions and the (first) model's answers")
     p.add_argument("--device", help="cpu, cuda, mps, ... (default: CUDA, then MPS, then CPU)")
     p.add_argument("--cache", default="cache", help="folder of the rendered scenes (default: cache)")
     options = p.parse_args()
@@ -215,6 +236,8 @@ def main():
             scores, accuracy, texts = test.evaluate(model, tokenizer, checkpoint, bar)
             test.write(path if path.is_dir() else path.parent, texts)
             grouped[label_of(checkpoint)].append((scores, accuracy))
+    if options.sheet:
+        sheet(*loaded[0][1:], options.sheet)
     pictures, split = len({i for i, _, _ in test.questions["random"]}), test.questions["random"]
     print(f"\nPOPE on {pictures} test scenes, {len(split)} questions a split, in percent")
     if len(loaded) == 1:

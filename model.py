@@ -30,7 +30,7 @@ class Config:
     vit_layers: int = 3
     image_size: int = 64  # pixels a side
     patch_size: int = 8
-    window: int = 16  # pixels a side that are seen when a patch is embedded; patch_size: no overlap (plain ViT)
+    window: int = 24  # pixels a side that are seen when a patch is embedded; patch_size: no overlap (plain ViT)
 
     # Generous bounds, so that a checkpoint from a stranger cannot ask for a terabyte of memory.
     LIMITS = dict(vocab_size=1 << 20, context=1 << 16, width=1 << 13, heads=128, layers=128, vit_layers=128,
@@ -98,7 +98,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Vision transformer and projector: pictures to image tokens. Bidirectional: no mask."""
+    """Vision transformer: pictures to patch features. Bidirectional: no mask."""
 
     def __init__(self, config):
         super().__init__()
@@ -109,10 +109,9 @@ class ViT(nn.Module):
         self.position = nn.Parameter(torch.zeros((config.image_size // config.patch_size) ** 2, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.vit_layers))
         self.norm = nn.LayerNorm(config.width, bias=False)
-        self.project = nn.Linear(4 * config.width, config.width)
 
     def forward(self, images):
-        """images: (N, image_size, image_size, 3) uint8 -> image tokens (N, n, D)."""
+        """images: (N, image_size, image_size, 3) uint8 -> (N, P, D)."""
         size, p = self.config.image_size, self.config.patch_size
         if images.dim() != 4 or images.shape[1:] != (size, size, 3) or images.dtype != torch.uint8:
             raise ValueError(f"images must be (N, {size}, {size}, 3) uint8, but are {tuple(images.shape)} {images.dtype}")
@@ -122,9 +121,24 @@ class ViT(nn.Module):
         x = self.patch(x) + self.position  # (N, P, D)
         for block in self.blocks:
             x = block(x)
-        # Four neighbouring patches become one token: a quarter of the positions for the decoder to read.
-        x = self.norm(x).view(N, g // 2, 2, g // 2, 2, -1).transpose(2, 3).reshape(N, g * g // 4, -1)  # (N, n, 4D)
-        return self.project(x)  # (N, n, D)
+        return self.norm(x)
+
+
+class Projector(nn.Module):
+    """Patch features to image tokens: 2x2 neighbours are concatenated and projected by one linear layer.
+
+    Four patches become one token: a quarter of the positions for the decoder to read.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.linear = nn.Linear(4 * config.width, config.width)
+
+    def forward(self, x):
+        """x: (N, P, D) -> (N, n, D), n = P / 4, in reading order."""
+        N, P, D = x.shape
+        g = int(P ** 0.5) // 2  # tokens a side
+        return self.linear(x.view(N, g, 2, g, 2, D).transpose(2, 3).reshape(N, g * g, 4 * D))
 
 
 class MultimodalGPT(nn.Module):
@@ -134,6 +148,7 @@ class MultimodalGPT(nn.Module):
         super().__init__()
         self.config = config
         self.vit = ViT(config)
+        self.projector = Projector(config)
         self.token = nn.Embedding(config.vocab_size, config.width)  # tied: also the output layer
         self.position = nn.Embedding(config.context, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -154,7 +169,7 @@ class MultimodalGPT(nn.Module):
             raise ValueError(f"a row has {T} positions, {T - config.context} more than the context of {config.context}")
         x = self.token(ids)
         if images is not None and len(images):
-            image = self.vit(images)  # (N, n, D)
+            image = self.projector(self.vit(images))  # (N, n, D)
             if image_index is not None:
                 image = image[image_index]
             flat = image.reshape(-1, image.shape[-1])

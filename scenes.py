@@ -303,7 +303,6 @@ def render(split, n, cache_dir):
     """The first n pictures of a split: (n, 64, 64, 3) uint8, read-only, mapped from a file in cache_dir.
 
     Drawn only where no whole file of that name is there; the name holds all that the pixels depend on.
-    Raises ValueError as `split_seeds` does.
     """
     seeds, shape = split_seeds(split, n), (n, SIZE, SIZE, 3)
     source = Path(__file__).read_text(encoding="utf-8") + PIL.__version__
@@ -330,20 +329,29 @@ def render(split, n, cache_dir):
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def main(path="scenes.png", columns=4, rows=3, side=256):
-    """Draw a sheet of val scenes with their captions and two questions each, and write it to path."""
-    scenes = [make_scene(seed) for seed in split_seeds("val", columns * rows)]
-    font, gap = ImageFont.load_default(size=13), 14
-    width, height = side + gap, side + gap + 8 * 18  # 8 lines of text at most: 6 things, 2 questions
-    sheet = Image.new("RGB", (columns * width + gap, rows * height + gap), WHITE)
-    for i, (scene, questions) in enumerate(zip(scenes, ask(scenes, 0))):
+def sheet(scenes, lines, path, columns=4, side=256):
+    """Draw scenes side by side, each over its lines of text, and write the picture to path.
+
+    lines: for each scene a list of (text, RGB colour).
+    """
+    font, gap, height = ImageFont.load_default(size=14), 14, side + 28 + 19 * max(map(len, lines))
+    width = side + gap
+    picture = Image.new("RGB", (columns * width + gap, -(-len(scenes) // columns) * height + gap), WHITE)
+    for i, scene in enumerate(scenes):
         x, y = gap + i % columns * width, gap + i // columns * height
-        sheet.paste(Image.fromarray(draw(scene, side)), (x, y))
-        chosen = [questions[(i + j) % len(questions)] for j in (0, 3)]
-        text = caption(scene).replace(", ", ",\n") + "".join(f"\n{q.text} {q.answer}" for q in chosen)
-        ImageDraw.Draw(sheet).multiline_text((x, y + side + 4), text, INK, font)
-    sheet.save(path)
-    print(f"wrote {os.path.abspath(path)}")
+        picture.paste(Image.fromarray(draw(scene, side)), (x, y))
+        for j, (text, color) in enumerate(lines[i]):
+            ImageDraw.Draw(picture).text((x, y + side + 4 + 19 * j), text, color, font)
+    picture.save(path, optimize=True)
+    print(f"wrote {path}")
+
+
+def main(path="scenes.png"):
+    """Draw a sheet of val scenes with their captions and two questions each."""
+    scenes = [make_scene(seed) for seed in split_seeds("val", 12)]
+    lines = [caption(scene).split(", ") + [f"{q.text} {q.answer}" for q in asked[i % 4::3][:2]]
+             for i, (scene, asked) in enumerate(zip(scenes, ask(scenes, 0)))]
+    sheet(scenes, [[(text, INK) for text in texts] for texts in lines], path)
 
 
 if __name__ == "__main__":

@@ -47,11 +47,12 @@ class Preset:
 
 PRESETS = {
     "tiny": Preset(width=128, heads=4, layers=4, vit_layers=3, scenes=20_000, batch_size=64,
-                   pretrain_steps=600, sft_steps=600, muon_lr=0.02, adam_lr=0.01),
+                   pretrain_steps=450, sft_steps=700, muon_lr=0.02, adam_lr=0.006),
     "base": Preset(width=768, heads=12, layers=12, vit_layers=6, scenes=200_000, batch_size=256,
                    pretrain_steps=3000, sft_steps=3000, muon_lr=0.02, adam_lr=0.001),
 }
 WARMUP = 20  # steps
+COOLDOWN = 0.3  # last share of a stage, in which the learning rate falls to 0; plateaus want it high till then
 
 
 class Trainer:
@@ -73,9 +74,6 @@ class Trainer:
             model = MultimodalGPT(Config(vocab_size=len(self.tokenizer), width=preset.width, heads=preset.heads,
                                          layers=preset.layers, vit_layers=preset.vit_layers))
         self.model = model.to(device).train()
-        self.parallel = DistributedDataParallel(model) if self.world > 1 else model
-        if options.compile:
-            self.parallel = torch.compile(self.parallel, dynamic=True)
         config, order = model.config, options.order
         self.examples = {"pretrain": Examples(captions, images, self.tokenizer, config),
                          "sft": Examples(questions, images, self.tokenizer, config, order)}
@@ -93,19 +91,32 @@ class Trainer:
         self.halves = 2 if device.type == "cpu" and self.world == 1 else 1
         threads = max(1, torch.get_num_threads() // self.halves)
         self.pool = ThreadPoolExecutor(self.halves, initializer=torch.set_num_threads, initargs=(threads,))
-        self.stage, self.step, self.seconds, self.metrics_bytes = "pretrain", 0, dict.fromkeys(STAGES, 0.0), 0
-        self.optimizers = make_optimizers(model, preset)
+        self.seconds, self.metrics_bytes = dict.fromkeys(STAGES, 0.0), 0
+        self.begin("pretrain")
         if resume_from:
             self.restore(resume_from)
+
+    def begin(self, stage):
+        """The start of a stage: fresh optimizers. Fine-tuning leaves the ViT as pre-training made it.
+
+        One or two answer tokens a row are a noisy signal: it would undo what the captions taught the ViT.
+        LLaVA freezes its vision encoder too.
+        """
+        self.stage, self.step = stage, 0
+        self.model.vit.requires_grad_(stage == "pretrain")
+        self.parallel = DistributedDataParallel(self.model) if self.world > 1 else self.model
+        if self.options.compile:
+            self.parallel = torch.compile(self.parallel, dynamic=True)
+        self.optimizers = make_optimizers(self.model, self.preset)
 
     def restore(self, checkpoint):
         """Go back to the moment at which a checkpoint was saved."""
         training = checkpoint["training"]
+        self.begin(checkpoint["stage"])
         self.model.load_state_dict(checkpoint["weights"])
         for optimizer, state in zip(self.optimizers, training["optimizers"]):
             optimizer.load_state_dict(state)
-        self.stage, self.step = checkpoint["stage"], training["step"]
-        self.seconds, self.metrics_bytes = training["seconds"], training["metrics_bytes"]
+        self.step, self.seconds, self.metrics_bytes = (training[k] for k in ("step", "seconds", "metrics_bytes"))
         os.truncate(self.folder / "metrics.jsonl", self.metrics_bytes)  # lines after the save come again
 
     def save(self, name="model.pt", finished=False):
@@ -139,7 +150,7 @@ class Trainer:
                 if self.stage == "pretrain":
                     self.run_stage()
                     self.save("pretrained.pt", finished=True)
-                    self.stage, self.step, self.optimizers = "sft", 0, make_optimizers(self.model, self.preset)
+                    self.begin("sft")
                 self.run_stage()
             except KeyboardInterrupt:
                 self.save()
@@ -181,7 +192,7 @@ class Trainer:
         mine = np.array_split(rows, self.world)[self.rank]
         losses = list(self.pool.map(lambda part: self.backward(examples, part, answers),
                                     np.array_split(mine, self.halves)))
-        factor = min(1, (self.step + 1) / WARMUP) * (1 - progress)
+        factor = min(1, (self.step + 1) / WARMUP) * min(1, (1 - progress) / COOLDOWN)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
@@ -244,12 +255,12 @@ def make_optimizers(model, preset):
     The patch embedding and the projector count as such matrices: they mix features, they look nothing up.
     """
     inside = {name: p for name, p in model.named_parameters()
-              if p.dim() == 2 and ("blocks." in name or name in ("vit.patch.weight", "vit.project.weight"))}
-    rest = [p for name, p in model.named_parameters() if name not in inside]
+              if p.requires_grad and p.dim() == 2 and ("blocks." in name or name in ("vit.patch.weight", "projector.linear.weight"))}
+    rest = [p for name, p in model.named_parameters() if p.requires_grad and name not in inside]
     matrices = list(inside.values())
-    optimizers = [torch.optim.Muon(half, lr=preset.muon_lr, weight_decay=0.0) for half in (matrices[::2], matrices[1::2])]
-    optimizers += [
-                  torch.optim.AdamW(rest, lr=preset.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+    halves = matrices[::2], matrices[1::2]  # two Muons, which the Trainer's threads run side by side
+    optimizers = [torch.optim.Muon(half, lr=preset.muon_lr, weight_decay=0.0) for half in halves]
+    optimizers.append(torch.optim.AdamW(rest, lr=preset.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
