@@ -115,7 +115,7 @@ class Bench:
     def stage(self, stage):
         """Steps a second of one stage, their parts, and the share of the machine's rate that they reach."""
         trainer, clock = self.trainer, self.clock
-        trainer.stage, trainer.step = stage, 0
+        trainer.begin(stage)
         batch = trainer.examples[stage].batch(trainer.batches[stage][0])
         self.tokens = batch.ids.numel()
         kind = "mma" if stage == "sft" else "causal"

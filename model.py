@@ -297,3 +297,23 @@ def choose(logits, temperature, top_k, generator):
         least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def make_optimizers(model, muon_lr, adam_lr):
+    """Muon for the matrices between hidden layers, AdamW for embeddings, norms and biases.
+
+    The patch embedding and the projector count as such matrices: they mix features, they look nothing up.
+    Parameters that are frozen get none. Each group keeps its learning rate as "peak_lr" for a schedule.
+    Returns a list of optimizers that share no parameter.
+    """
+    inside = {name: p for name, p in model.named_parameters()
+              if p.requires_grad and p.dim() == 2 and ("blocks." in name or name in ("vit.patch.weight", "projector.linear.weight"))}
+    rest = [p for name, p in model.named_parameters() if p.requires_grad and name not in inside]
+    matrices = list(inside.values())
+    halves = matrices[::2], matrices[1::2]  # two Muons, which the Trainer's threads run side by side
+    optimizers = [torch.optim.Muon(half, lr=muon_lr, weight_decay=0.0) for half in halves]
+    optimizers.append(torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers

@@ -1,14 +1,12 @@
 """The picture world: endless labelled 64x64 scenes, drawn from a seed, for captions and questions.
 
-Read `model.py` before this file and `data.py` after it. Nothing is downloaded: a seed becomes a
-`Scene` (its things are the label), which becomes pixels, a caption, and questions with answers.
+Read `model.py` before, `data.py` after. A seed becomes a `Scene` (its things are the label), and that
+becomes pixels, a caption, and questions with answers; nothing is downloaded.
 
     scene = make_scene(7)
     draw(scene)       # (64, 64, 3) uint8
     caption(scene)    # 'a yellow tree at left, a yellow house at right.'
     ask([scene], 0)   # [[Question(kind='exist', text='Is there a moon in the image?', answer='no'), ...]]
-
-`python scenes.py` draws a contact sheet, scenes.png.
 """
 import hashlib
 import math
@@ -18,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -48,8 +47,8 @@ INK, WHITE = (38, 34, 46), (255, 255, 255)
 PLACES = ("top-left", "top", "top-right", "left", "center", "right", "bottom-left", "bottom", "bottom-right")
 SIZES = (15, 17, 19)  # odd, so that a thing has a centre pixel
 JITTER = 1  # px by which a centre may leave the middle of its cell
-SPLITS = {"train": 0, "val": 100_000_000, "test": 200_000_000}  # first seed of each
 SPLIT_SEEDS = 100_000_000
+SPLITS = {"train": 0, "val": SPLIT_SEEDS, "test": 2 * SPLIT_SEEDS}  # first seed of each
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,7 @@ def _pick(rng, options):
 
 
 def split_seeds(split, n):
-    """The first n seeds of "train", "val" or "test", as a range; splits share no seed.
-
-    Raises ValueError for an unknown split, or an n that is below 1 or above the split's 100 million.
-    """
+    """The first n seeds of "train", "val" or "test" as a range; ValueError for another split, or no such n."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     if not 1 <= n <= SPLIT_SEEDS:
@@ -206,9 +202,9 @@ def draw(scene, size=SIZE):
 
     Raises ValueError where size isn't a positive multiple of 64.
     """
-    if size < SIZE or size % SIZE != 0:
-        raise ValueError(f"size={size} must be a positive multiple of {SIZE}")
     scale = size // SIZE
+    if scale < 1 or size % SIZE:
+        raise ValueError(f"size={size} must be a positive multiple of {SIZE}")
     picture = _background(scene.theme, scene.seed % 8, scale).copy()
     for thing in scene.things:
         ink, keep = _sprite(thing.kind, thing.color, thing.size * scale)
@@ -223,8 +219,7 @@ QUESTION_KINDS = ("exist", "exist_color", "color", "count", "where", "what", "re
 ANSWERS = dict(zip(QUESTION_KINDS, (2, 2, 6, 3, 9, 96, 2)))
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """One question about one scene; `kind` is one of QUESTION_KINDS."""
     kind: str
     text: str
@@ -273,15 +268,13 @@ def _candidates(kind, scene, rng):
 def ask(scenes, seed):
     """Questions on every scene: a list (one per Scene) of lists of Question, in QUESTION_KINDS order.
 
-    A scene gets at most one question of a kind. Its text must not give the answer away, so the whole
-    list is balanced as it grows: of a scene's candidates, the one is asked whose answer is furthest
-    below its fair share among the answers its text has had so far. Two additions make that enough:
-    - yes/no kinds first toss a fair coin for the answer, and only where the scene allows both;
-    - a count is left out where its answer is already above its share. That drops many an easy "1".
+    A scene gets at most one question of a kind. Its text must not give the answer away, so the list is
+    balanced as it grows: of a scene's candidates, the one is asked whose answer is furthest below its fair
+    share among the answers its text has had so far. Besides, yes/no kinds first toss a fair coin where the
+    scene allows both answers, and a count above its share is left out, which drops many an easy "1".
     """
-    rng = Random(seed)
+    rng, asked = Random(seed), []
     seen = Counter()  # how often (text, answer) and text were asked
-    asked = []
     for scene in scenes:
         questions = []
         for kind in QUESTION_KINDS:
@@ -330,10 +323,7 @@ def render(split, n, cache_dir):
 
 
 def sheet(scenes, lines, path, columns=4, side=256):
-    """Draw scenes side by side, each over its lines of text, and write the picture to path.
-
-    lines: for each scene a list of (text, RGB colour).
-    """
+    """Write to path a picture of scenes, each over its lines of text: a list of (text, RGB colour) for each."""
     font, gap, height = ImageFont.load_default(size=14), 14, side + 28 + 19 * max(map(len, lines))
     width = side + gap
     picture = Image.new("RGB", (columns * width + gap, -(-len(scenes) // columns) * height + gap), WHITE)

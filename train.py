@@ -9,9 +9,11 @@
 import argparse
 import json
 import os
+import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ import runs
 from data import ORDERS, Batches, Examples, Tokenizer, scene_items
 from eval_pope import accuracy_by_kind, answer
 from mma import KINDS
-from model import Config, MultimodalGPT
+from model import Config, MultimodalGPT, make_optimizers
 
 STAGES = ("pretrain", "sft")
 
@@ -65,11 +67,10 @@ class Trainer:
         self.preset = preset = PRESETS[options.preset]
         images, captions, questions = scene_items("train", options.scenes, options.seed, options.cache)
         val_images, val_captions, val_questions = scene_items("val", options.val_scenes, 0, options.cache)
-        if options.pretrained and resume_from is None:
-            model, self.tokenizer, _ = runs.load(options.pretrained)
+        if resume_from or options.pretrained:
+            model, self.tokenizer, _ = runs.load(self.folder if resume_from else options.pretrained)
         else:
-            self.tokenizer = (Tokenizer(resume_from["words"]) if resume_from else
-                              Tokenizer.build(text for i in captions + questions for text in (i.prompt or "", i.answer)))
+            self.tokenizer = Tokenizer.build(text for i in captions + questions for text in (i.prompt or "", i.answer))
             torch.manual_seed(options.seed)
             model = MultimodalGPT(Config(vocab_size=len(self.tokenizer), width=preset.width, heads=preset.heads,
                                          layers=preset.layers, vit_layers=preset.vit_layers))
@@ -91,10 +92,13 @@ class Trainer:
         self.halves = 2 if device.type == "cpu" and self.world == 1 else 1
         threads = max(1, torch.get_num_threads() // self.halves)
         self.pool = ThreadPoolExecutor(self.halves, initializer=torch.set_num_threads, initargs=(threads,))
-        self.seconds, self.metrics_bytes = dict.fromkeys(STAGES, 0.0), 0
+        self.seconds, self.metrics_bytes, self.losses, self.stop = dict.fromkeys(STAGES, 0.0), 0, [], False
         self.begin("pretrain")
         if resume_from:
             self.restore(resume_from)
+        elif self.rank == 0:
+            (self.folder / "metrics.jsonl").touch()
+            self.save()  # from the first moment on there is something to resume
 
     def begin(self, stage):
         """The start of a stage: fresh optimizers. Fine-tuning leaves the ViT as pre-training made it.
@@ -107,16 +111,16 @@ class Trainer:
         self.parallel = DistributedDataParallel(self.model) if self.world > 1 else self.model
         if self.options.compile:
             self.parallel = torch.compile(self.parallel, dynamic=True)
-        self.optimizers = make_optimizers(self.model, self.preset)
+        self.optimizers = make_optimizers(self.model, self.preset.muon_lr, self.preset.adam_lr)
 
     def restore(self, checkpoint):
         """Go back to the moment at which a checkpoint was saved."""
         training = checkpoint["training"]
         self.begin(checkpoint["stage"])
-        self.model.load_state_dict(checkpoint["weights"])
         for optimizer, state in zip(self.optimizers, training["optimizers"]):
             optimizer.load_state_dict(state)
         self.step, self.seconds, self.metrics_bytes = (training[k] for k in ("step", "seconds", "metrics_bytes"))
+        self.losses = [torch.tensor(loss, device=self.device) for loss in training["losses"]]
         os.truncate(self.folder / "metrics.jsonl", self.metrics_bytes)  # lines after the save come again
 
     def save(self, name="model.pt", finished=False):
@@ -124,7 +128,7 @@ class Trainer:
         if self.rank:
             return
         training = None if finished else {
-            "step": self.step, "seconds": self.seconds, "metrics_bytes": self.metrics_bytes,
+            "step": self.step, "seconds": self.seconds, "metrics_bytes": self.metrics_bytes, "losses": self.finite(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
         runs.save(self.folder / name, runs.pack(
             self.model, self.tokenizer, stage=self.stage, attention=self.options.attention, order=self.options.order,
@@ -143,48 +147,47 @@ class Trainer:
     def train(self):
         """Both stages, from where the run stands to the end; saves on the way."""
         done = self.step + (self.steps["pretrain"] if self.stage == "sft" else 0)
-        total = sum(self.steps.values())
-        with tqdm(total=total, initial=done, disable=self.rank > 0, unit="step", smoothing=0.05) as bar:
-            self.bar = bar
-            try:
+        # Ctrl-C ends the run after the current step: in the middle of one, the weights are half updated.
+        handler = signal.signal(signal.SIGINT, lambda *_: setattr(self, "stop", True))
+        try:
+            with tqdm(total=sum(self.steps.values()), initial=done, disable=self.rank > 0, unit="step") as self.bar:
                 if self.stage == "pretrain":
                     self.run_stage()
                     self.save("pretrained.pt", finished=True)
                     self.begin("sft")
                 self.run_stage()
-            except KeyboardInterrupt:
-                self.save()
-                raise
+        finally:
+            signal.signal(signal.SIGINT, handler)
         self.save(finished=True)
 
     def run_stage(self):
         """The steps that are left of the current stage."""
-        options, steps, losses = self.options, self.steps[self.stage], []
-        saved = started = time.monotonic()
-        before = self.seconds[self.stage]
+        options, steps = self.options, self.steps[self.stage]
+        saved = time.monotonic()
         self.bar.set_description(self.stage)
         while self.step < steps:
-            losses.append(self.train_step(self.step / steps, steps))
+            started = time.monotonic()
+            self.losses.append(self.train_step(self.step / steps))
             self.step += 1
+            self.seconds[self.stage] += time.monotonic() - started  # of training alone
             self.bar.update()
             last = self.step == steps
-            due = time.monotonic() - saved > options.save_every
-            if last or due or self.step % options.log_every == 0:
-                values = self.finite(losses)
-                if last or self.step % options.log_every == 0:
-                    losses = []
-                    self.bar.set_postfix(loss=f"{np.mean(values):.3f}")
-                    self.log({"loss": float(np.mean(values)), "lr": self.optimizers[0].param_groups[0]["lr"]})
+            if last or self.step % options.log_every == 0:
+                loss = float(np.mean(self.finite()))
+                self.losses = []
+                self.bar.set_postfix(loss=f"{loss:.3f}")
+                self.log({"loss": loss, "lr": self.optimizers[0].param_groups[0]["lr"]})
             if last or self.step % options.eval_every == 0:
-                pause = time.monotonic()
                 self.evaluate()
-                started += time.monotonic() - pause  # `seconds` counts training alone
-            self.seconds[self.stage] = before + time.monotonic() - started
-            if due:
+            if self.stop or time.monotonic() - saved > options.save_every:
                 self.save()
                 saved = time.monotonic()
+            if self.stop:
+                self.bar.close()
+                print(f"\nstopped; go on with: python train.py --resume {self.folder}", file=sys.stderr)
+                sys.exit(130)
 
-    def train_step(self, progress, steps):
+    def train_step(self, progress):
         """One batch, one update; returns the loss as a tensor (no waiting for the device)."""
         examples = self.examples[self.stage]
         rows = self.batches[self.stage][self.step]
@@ -216,9 +219,11 @@ class Trainer:
         (loss * self.world).backward()
         return loss.detach()
 
-    def finite(self, losses):
-        """The losses as floats, of the whole batch; ValueError names the first step that has none."""
-        values = torch.stack(losses)
+    def finite(self):
+        """The losses since the last line of the log, of whole batches; ValueError names the first that is not finite."""
+        if not self.losses:
+            return []
+        values = torch.stack(self.losses)
         if self.world > 1:
             dist.all_reduce(values)
         values = values.tolist()
@@ -226,7 +231,7 @@ class Trainer:
             if not np.isfinite(value):
                 raise ValueError(f"the loss is {value} at step {self.step - len(values) + i + 1} of {self.stage} "
                                  f"(learning rate {self.optimizers[0].param_groups[0]['lr']:.2g}); the checkpoint of "
-                                 "an earlier step stays; try a smaller --lr-scale")
+                                 "an earlier step stays")
         return values
 
     def evaluate(self):
@@ -249,63 +254,88 @@ class Trainer:
             dist.barrier()
 
 
-def make_optimizers(model, preset):
-    """Muon for the matrices between hidden layers, AdamW for embeddings, norms and biases.
-
-    The patch embedding and the projector count as such matrices: they mix features, they look nothing up.
-    """
-    inside = {name: p for name, p in model.named_parameters()
-              if p.requires_grad and p.dim() == 2 and ("blocks." in name or name in ("vit.patch.weight", "projector.linear.weight"))}
-    rest = [p for name, p in model.named_parameters() if p.requires_grad and name not in inside]
-    matrices = list(inside.values())
-    halves = matrices[::2], matrices[1::2]  # two Muons, which the Trainer's threads run side by side
-    optimizers = [torch.optim.Muon(half, lr=preset.muon_lr, weight_decay=0.0) for half in halves]
-    optimizers.append(torch.optim.AdamW(rest, lr=preset.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
-    return optimizers
+def number(kind, least):
+    """An argparse type: a number of some kind that is not below `least`."""
+    def parse_number(text):
+        value = kind(text)
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        return value
+    parse_number.__name__ = "number"  # so that argparse says "invalid number value"
+    return parse_number
 
 
 def parse(arguments=None):
     """The options; those that a preset sets are filled in from it."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps, count = number(int, 0), number(int, 1)
     p.add_argument("--attention", choices=KINDS, default="mma", help="mask of the fine-tuning stage (default: mma)")
     p.add_argument("--order", choices=ORDERS, default="image-first",
                    help="what stands first in a fine-tuning prompt, the picture or the question; dual alternates")
     p.add_argument("--preset", choices=PRESETS, default="tiny", help="tiny: two CPU cores (default); base: one GPU")
-    p.add_argument("--seed", type=int, default=0, help="of the weights, the questions and the batches (default: 0)")
+    p.add_argument("--seed", type=steps, default=0, help="of the weights, the questions and the batches (default: 0)")
     p.add_argument("--device", help="cpu, cuda, mps, ... (default: CUDA, then MPS, then CPU)")
     p.add_argument("--pretrained", metavar="FILE", help="start fine-tuning from this checkpoint, skip pre-training")
-    p.add_argument("--pretrain-steps", type=int, help="steps of the first stage (default: the preset's)")
-    p.add_argument("--sft-steps", type=int, help="steps of the second stage (default: the preset's)")
-    p.add_argument("--batch-size", type=int, help="pictures in a batch of captions; fine-tuning takes half as many, "
-                                                  "with 4 questions each (default: the preset's)")
-    p.add_argument("--scenes", type=int, help="number of training scenes (default: the preset's)")
-    p.add_argument("--val-scenes", type=int, default=128, help="number of validation scenes (default: 128)")
+    p.add_argument("--pretrain-steps", type=steps, help="steps of the first stage (default: the preset's)")
+    p.add_argument("--sft-steps", type=steps, help="steps of the second stage (default: the preset's)")
+    p.add_argument("--batch-size", type=count, help="pictures in a batch of captions; fine-tuning takes half as many, "
+                                                    "with 4 questions each (default: the preset's)")
+    p.add_argument("--scenes", type=count, help="number of training scenes (default: the preset's)")
+    p.add_argument("--val-scenes", type=count, default=128, help="number of validation scenes (default: 128)")
     p.add_argument("--name", help="folder under runs/ (default: ATTENTION-seedSEED, numbered if it is taken)")
-    p.add_argument("--log-every", type=int, default=20, help="steps between two losses in metrics.jsonl (default: 20)")
-    p.add_argument("--eval-every", type=int, default=100, help="steps between two validations (default: 100)")
-    p.add_argument("--save-every", type=float, default=60, help="seconds between two checkpoints (default: 60)")
+    p.add_argument("--log-every", type=count, default=20, help="steps between two losses in metrics.jsonl (default: 20)")
+    p.add_argument("--eval-every", type=count, default=100, help="steps between two validations (default: 100)")
+    p.add_argument("--save-every", type=number(float, 0), default=60, help="seconds between two checkpoints (default: 60)")
     p.add_argument("--resume", metavar="FOLDER", help="go on with an interrupted run; takes no other option")
     p.add_argument("--compile", action="store_true", help="torch.compile: a slow start, then faster; for GPUs")
     p.add_argument("--cache", default="cache", help="folder of the rendered scenes (default: cache)")
-    options = p.parse_args(arguments)
-    preset = asdict(PRESETS[options.preset])
+    given = sys.argv[1:] if arguments is None else arguments
+    options = p.parse_args(given)
+    if options.resume and len(given) != (1 if given[0].startswith("--resume=") else 2):
+        p.error("--resume takes no other option: the run goes on with those that it was started with")
     for name in ("pretrain_steps", "sft_steps", "batch_size", "scenes"):
         if getattr(options, name) is None:
-            setattr(options, name, preset[name])
+            setattr(options, name, getattr(PRESETS[options.preset], name))
     return options
+
+
+def set_up(options):
+    """The Trainer that the options ask for: of a new run in a folder of its own, or of one to resume."""
+    if options.resume:
+        folder = Path(options.resume)
+        checkpoint = runs.load(folder)[2]
+        if not checkpoint.get("training"):
+            raise ValueError(f"--resume {folder}: that run is finished; next: python eval_pope.py {folder}")
+        options = argparse.Namespace(**checkpoint["options"])
+        return Trainer(options, folder, runs.pick_device(options.device), checkpoint)
+    device = runs.pick_device(options.device)
+    if device.type == "cuda" and dist.is_initialized():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    folder = [runs.new_folder(options.name, f"{options.attention}-seed{options.seed}")] if rank() == 0 else [None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(folder)  # the first process names it
+    return Trainer(options, folder[0], device)
+
+
+def rank():
+    """This process's number among those that torchrun started; 0 without torchrun."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def main():
     """The command line."""
     options = parse()
-    device = runs.pick_device(options.device)
-    folder = runs.new_folder(options.name, f"{options.attention}-seed{options.seed}")
-    trainer = Trainer(options, folder, device)
+    if "RANK" in os.environ:  # started by torchrun
+        dist.init_process_group("nccl" if runs.pick_device(options.device).type == "cuda" else "gloo")
+    trainer = set_up(options)
     trainer.train()
-    print(f"\ntrained in {sum(trainer.seconds.values()):.0f} s; next: python eval_pope.py {folder}")
+    if rank() == 0:
+        seconds = trainer.seconds
+        print(f"\ntrained in {sum(seconds.values()):.0f} s (pretrain {seconds['pretrain']:.0f}, sft {seconds['sft']:.0f}); "
+              f"next: python eval_pope.py {trainer.folder}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

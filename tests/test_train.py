@@ -1,5 +1,9 @@
 """Training, end to end on a very small model: it learns, it is saved, it is loaded, it is evaluated."""
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,17 +23,20 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def small(tmp_path, monkeypatch, cache):
-    """small(*options) trains the small preset in a folder of its own and returns the Trainer."""
+    """small(*options) trains the small preset in a folder of its own; small.set_up(*options) only prepares it."""
     monkeypatch.setitem(train.PRESETS, "tiny", SMALL)
     monkeypatch.chdir(tmp_path)
 
+    def set_up(*arguments):
+        options = ["--cache", cache, "--device", "cpu", "--val-scenes", "8", "--log-every", "10", *map(str, arguments)]
+        return train.set_up(train.parse(options))
+
     def run(*arguments):
-        options = train.parse(["--cache", cache, "--val-scenes", "8", "--log-every", "10", *map(str, arguments)])
-        folder = runs.new_folder(options.name, f"{options.attention}-seed{options.seed}")
-        trainer = train.Trainer(options, folder, torch.device("cpu"))
+        trainer = set_up(*arguments)
         trainer.train()
         return trainer
 
+    run.set_up = set_up
     return run
 
 
@@ -104,3 +111,105 @@ def test_halving_a_batch_between_threads_does_not_change_its_gradient(small):
         gradients.append({name: p.grad.clone() for name, p in trainer.model.named_parameters()})
     for name, whole in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], whole, atol=1e-6, rtol=1e-4)
+
+
+def test_a_stopped_run_that_is_resumed_ends_as_one_that_was_never_stopped(small):
+    options = ["--pretrain-steps", 7, "--sft-steps", 7, "--log-every", 3, "--eval-every", 5]
+    whole = small("--name", "whole", *options)
+    for moment in (1, 5, 9, 13):
+        trainer = small.set_up("--name", f"stopped-{moment}", *options)
+        step, taken = trainer.train_step, []
+
+        def counted(*args):
+            taken.append(1)
+            trainer.stop = len(taken) == moment  # what Ctrl-C does
+            return step(*args)
+
+        trainer.train_step = counted
+        with pytest.raises(SystemExit):
+            trainer.train()
+        resumed = train.set_up(train.parse(["--resume", str(trainer.folder)]))
+        resumed.train()
+        assert (resumed.folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
+        for name, weight in whole.model.state_dict().items():
+            assert torch.equal(weight, resumed.model.state_dict()[name]), (moment, name)
+    with pytest.raises(ValueError, match="that run is finished"):
+        train.set_up(train.parse(["--resume", str(whole.folder)]))
+
+
+def test_one_and_two_processes_train_alike(tmp_path, cache):
+    """torchrun with 1 and 2 processes (gloo): the same losses, step by step, and the same answers in the end."""
+    program = str(Path(train.__file__))
+    options = ["--scenes", "64", "--val-scenes", "4", "--batch-size", "6", "--pretrain-steps", "4", "--sft-steps", "4",
+               "--log-every", "1", "--eval-every", "4", "--cache", cache, "--device", "cpu"]
+    losses = []
+    for n in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}", "--master_port=0", program]
+        done = subprocess.run([*command, *options, "--name", f"n{n}"], cwd=tmp_path, capture_output=True, text=True,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=170)
+        assert done.returncode == 0, done.stderr[-2000:]
+        losses.append([line["loss"] for line in lines(tmp_path / "runs" / f"n{n}") if "loss" in line])
+    assert len(losses[0]) == len(losses[1]) == 8
+    assert losses[0] == pytest.approx(losses[1], rel=2e-4)
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--sft-steps", "-1"], "--sft-steps: -1 is below 0"), (["--batch-size", "0"], "--batch-size: 0 is below 1"),
+    (["--attention", "both"], "invalid choice: 'both'"), (["--seed", "x"], "--seed: invalid number value: 'x'"),
+    (["--resume", "runs/a", "--seed", "1"], "--resume takes no other option"),
+])
+def test_nonsense_options_are_named_and_end_with_code_2(options, says, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.parse(options)
+    assert stopped.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_a_run_never_writes_into_the_folder_of_another(small, tmp_path):
+    first, second = (small("--pretrain-steps", 0, "--sft-steps", 0) for _ in range(2))
+    assert first.folder.name == "mma-seed0" and second.folder.name == "mma-seed0-2"
+    with pytest.raises(ValueError, match="--name mma-seed0: runs/mma-seed0 exists already"):
+        small("--name", "mma-seed0")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_the_checkpoint_stays(small):
+    trainer = small.set_up("--pretrain-steps", 9, "--save-every", 1000)
+    before = (trainer.folder / "model.pt").read_bytes()
+    step = trainer.train_step
+    trainer.train_step = lambda progress: step(progress) * (float("nan") if trainer.step == 4 else 1)
+    with pytest.raises(ValueError, match="the loss is nan at step 5 of pretrain"):
+        trainer.train()
+    assert (trainer.folder / "model.pt").read_bytes() == before
+
+
+def test_a_checkpoint_that_hides_code_is_refused_and_nothing_runs(tmp_path):
+    marker = tmp_path / "ran"
+
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(marker),)
+
+    torch.save({"format": runs.FORMAT, "trap": Trap()}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="model.pt: not a whole checkpoint"):
+        runs.load(tmp_path)
+    assert not marker.exists()
+
+
+def test_checkpoints_that_do_not_fit_say_what_does_not(small):
+    trainer = small("--pretrain-steps", 0, "--sft-steps", 0)
+    path = trainer.folder / "model.pt"
+    whole = torch.load(path, weights_only=True)
+
+    def refused(says, **change):
+        torch.save({**whole, **change}, path)
+        with pytest.raises(ValueError, match=says):
+            runs.load(path)
+
+    refused("vocab_size .* the vocabulary has", words=whole["words"][:-1])
+    refused("width is 1000000", config={**whole["config"], "width": 10**6})
+    refused("weight .*: the configuration wants", config={**whole["config"], "layers": 3})
+    refused("checkpoint format 1 is wanted", format=99)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        runs.load(path)
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        runs.load(trainer.folder / "other.pt")
