@@ -108,7 +108,8 @@ def test_halving_a_batch_between_threads_does_not_change_its_gradient(small):
         trainer.model.zero_grad()
         for part in parts:
             trainer.backward(examples, part, examples.answer_lengths[rows].sum())
-        gradients.append({name: p.grad.clone() for name, p in trainer.model.named_parameters()})
+        gradients.append({name: p.grad.clone() for name, p in trainer.model.named_parameters()
+                          if not name.startswith("vit.")})  # frozen in this stage
     for name, whole in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], whole, atol=1e-6, rtol=1e-4)
 
@@ -144,7 +145,7 @@ def test_one_and_two_processes_train_alike(tmp_path, cache):
                "--log-every", "1", "--eval-every", "4", "--cache", cache, "--device", "cpu"]
     losses = []
     for n in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}", "--master_port=0", program]
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}", "--standalone", program]
         done = subprocess.run([*command, *options, "--name", f"n{n}"], cwd=tmp_path, capture_output=True, text=True,
                               env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=170)
         assert done.returncode == 0, done.stderr[-2000:]
