@@ -123,6 +123,16 @@ def accuracy_by_kind(examples, rows, answers):
     return {kind: mean(hits) for kind, hits in right.items()}
 
 
+def objects_of(world):
+    """For each Scene of a list the set of the kinds in it, as `build` wants them."""
+    return [{thing.kind for thing in scene.things} for scene in world]
+
+
+def pope_items(questions, kind):
+    """The questions of `build` as Items for `data.Examples`."""
+    return [Item((i,), question_text(name), label, kind) for i, name, label in questions]
+
+
 class TestSet:
     """The three splits and the questions of every kind about the same test scenes, made once for all runs."""
 
@@ -131,8 +141,7 @@ class TestSet:
         self.images, _, kinds = scene_items("test", 2 * images, seed, cache)
         world = [scenes.make_scene(s) for s in scenes.split_seeds("test", 2 * images)]
         self.names = [f"scene-{scene.seed}" for scene in world]
-        objects = [{thing.kind for thing in scene.things} for scene in world]
-        self.questions = {split: build(objects, split, seed, images) for split in SPLITS}
+        self.questions = {split: build(objects_of(world), split, seed, images) for split in SPLITS}
         shown = {i for i, _, _ in self.questions["random"]}
         self.kinds = [item for item in kinds if item.pictures[0] in shown]
 
@@ -145,9 +154,9 @@ class TestSet:
         items, where = [], []
         for split in SPLITS:
             where += [(split, n) for n in range(len(self.questions[split]))]
-            items += [Item((i,), question_text(kind), label, split) for i, kind, label in self.questions[split]]
+            items += pope_items(self.questions[split], split)
         items += self.kinds
-        examples = Examples(items, self.images, tokenizer, model.config, evaluation_order(checkpoint))
+        examples = Examples(items, self.images, tokenizer, model.config, evaluation_order(checkpoint["order"]))
         rows = sorted(range(len(items)), key=lambda row: items[row].pictures)  # a picture's questions share its ViT pass
         answers = [None] * len(items)
         for row, text in zip(rows, answer(model, examples, rows, checkpoint["attention"], progress=progress)):
@@ -177,7 +186,7 @@ def sheet(model, tokenizer, checkpoint, path):
     images = np.stack([scenes.draw(scene) for scene in world])
     asked = [questions[i % 2::2][:3] for i, questions in enumerate(scenes.ask(world, 0))]
     items = [Item((i,), q.text, q.answer) for i, questions in enumerate(asked) for q in questions]
-    examples = Examples(items, images, tokenizer, model.config, evaluation_order(checkpoint))
+    examples = Examples(items, images, tokenizer, model.config, evaluation_order(checkpoint["order"]))
     lines = [[] for _ in world]
     for item, text in zip(items, answer(model, examples, range(len(items)), checkpoint["attention"])):
         right = text == item.answer
@@ -186,9 +195,9 @@ def sheet(model, tokenizer, checkpoint, path):
     scenes.sheet(world, lines, path)
 
 
-def evaluation_order(checkpoint):
+def evaluation_order(order):
     """Every order of training is evaluated image-first, but the one that never saw it."""
-    return "text-first" if checkpoint["order"] == "text-first" else "image-first"
+    return "text-first" if order == "text-first" else "image-first"
 
 
 def percent(values):

@@ -23,8 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import runs
+import scenes
 from data import ORDERS, Batches, Examples, Tokenizer, scene_items
-from eval_pope import accuracy_by_kind, answer
+from eval_pope import accuracy_by_kind, answer, build, evaluation_order, objects_of, pope_items
 from mma import KINDS
 from model import Config, MultimodalGPT, make_optimizers
 
@@ -49,7 +50,7 @@ class Preset:
 
 PRESETS = {
     "tiny": Preset(width=128, heads=4, layers=4, vit_layers=3, scenes=20_000, batch_size=64,
-                   pretrain_steps=450, sft_steps=700, muon_lr=0.02, adam_lr=0.006),
+                   pretrain_steps=450, sft_steps=900, muon_lr=0.02, adam_lr=0.006),
     "base": Preset(width=768, heads=12, layers=12, vit_layers=6, scenes=200_000, batch_size=256,
                    pretrain_steps=3000, sft_steps=3000, muon_lr=0.02, adam_lr=0.001),
 }
@@ -78,10 +79,10 @@ class Trainer:
         config, order = model.config, options.order
         self.examples = {"pretrain": Examples(captions, images, self.tokenizer, config),
                          "sft": Examples(questions, images, self.tokenizer, config, order)}
-        # Every order is evaluated image-first but the one that never saw it.
-        val_order = "text-first" if order == "text-first" else "image-first"
+        val_world = [scenes.make_scene(seed) for seed in scenes.split_seeds("val", options.val_scenes)]
+        val_questions += pope_items(build(objects_of(val_world), "random"), "pope")
         self.val = {"pretrain": Examples(val_captions[:32], val_images, self.tokenizer, config),
-                    "sft": Examples(val_questions, val_images, self.tokenizer, config, val_order)}
+                    "sft": Examples(val_questions, val_images, self.tokenizer, config, evaluation_order(order))}
         self.batches = {"pretrain": Batches(self.examples["pretrain"], options.batch_size, 1, options.seed),
                         "sft": Batches(self.examples["sft"], max(1, options.batch_size // 2), preset.questions,
                                        options.seed)}
