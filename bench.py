@@ -20,15 +20,15 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_module
 import runs
 import scenes
 import train
-from data import EOS_ID
 from eval_pope import TestSet, markdown
-from mma import IMAGE, PAD, TEXT, attention_mask, may_attend
+from mma import IMAGE, PAD, TEXT, attention_mask, mask_mod
 
 
 class Clock:
@@ -85,8 +85,9 @@ class Bench:
         self.options, self.rows, self.figures = options, [], {}
         self.device = runs.pick_device(options.device)
         self.clock = Clock(self.device)
-        arguments = ["--preset", options.preset, "--scenes", str(options.scenes), "--val-scenes", "8", "--cache", options.cache]
-        self.trainer = train.Trainer(train.parse(arguments), tempfile.mkdtemp(), self.device)
+        self.folder = tempfile.TemporaryDirectory()
+        arguments = ["--preset", options.preset, "--scenes", str(options.scenes), "--cache", options.cache]
+        self.trainer = train.Trainer(train.parse([*arguments, "--val-scenes", "8"]), self.folder.name, self.device)
         self.model = self.trainer.model
 
     def add(self, name, values, unit="", scale=1.0, digits=1):
@@ -100,7 +101,8 @@ class Bench:
         D, rows = self.model.config.width, self.tokens
         with runs.autocast(self.device):
             dtype = (torch.ones(1, 1, device=self.device) @ torch.ones(1, 1, device=self.device)).dtype
-        pairs = [(torch.randn(rows, k, device=self.device, dtype=dtype), torch.randn(n, k, device=self.device, dtype=dtype))
+        make = {"device": self.device, "dtype": dtype}
+        pairs = [(torch.randn(rows, k, **make), torch.randn(n, k, **make))
                  for k, n in ((D, 3 * D), (D, D), (D, 4 * D), (4 * D, D))]
 
         def products():
@@ -109,7 +111,7 @@ class Bench:
 
         flops = sum(2 * rows * w.numel() for _, w in pairs)
         [taken] = repeat(self.clock, [products], 15)
-        self.sizes = f"({rows} x {D}) by ({D} x {3 * D}, {D}, {4 * D}) and ({rows} x {4 * D}) by ({4 * D} x {D}), {dtype}"
+        self.sizes = f"({rows}, {D}) by ({D}, {3 * D}, {D} or {4 * D}) and ({rows}, {4 * D}) by ({4 * D}, {D}), {dtype}"
         return [flops / t for t in taken]
 
     def stage(self, stage):
@@ -164,12 +166,33 @@ class Bench:
         def is_causal():
             attend = F.scaled_dot_product_attention  # the kernel that a causal mask alone could use
             with patch.object(F, "scaled_dot_product_attention",
-                              lambda q, k, v, attn_mask=None, **o: attend(q, k, v, is_causal=attn_mask is not None, **o)):
+                              lambda q, k, v, attn_mask: attend(q, k, v, is_causal=attn_mask is not None)):
                 step("causal")
 
-        mma, causal, kernel = repeat(self.clock, [lambda: step("mma"), lambda: step("causal"), is_causal], self.options.steps)
+        steps = lambda: step("mma"), lambda: step("causal"), is_causal
+        mma, causal, kernel = repeat(self.clock, steps, self.options.steps)
         self.add("step time, mma / causal (same dense-mask kernel)", [a / b for a, b in zip(mma, causal)], digits=3)
         self.add("step time, mma / causal (is_causal=True kernel)", [a / b for a, b in zip(mma, kernel)], digits=3)
+
+    def kernels(self, sizes=(256, 1024, 4096)):
+        """Forward and backward of one attention layer, the dense mask against FlexAttention's block mask."""
+        heads, d = self.model.config.heads, self.model.config.width // self.model.config.heads
+        flex = torch.compile(flex_attention) if self.device.type == "cuda" else flex_attention
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        for T in sizes:
+            B = max(1, 16384 // T)
+            modality = torch.full((B, T), TEXT, device=self.device)
+            modality[:, 1:T // 2] = IMAGE
+            generated = torch.zeros_like(modality, dtype=torch.bool)
+            generated[:, -T // 8:] = True
+            q, k, v = torch.randn(3, B, heads, T, d, device=self.device, dtype=dtype, requires_grad=True).unbind()
+            dense = attention_mask(modality, generated, "mma")
+            block = create_block_mask(mask_mod(modality, generated, "mma"), B, None, T, T, device=self.device)
+            dense_times, flex_times = repeat(self.clock, [
+                lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=dense).sum().backward(),
+                lambda: flex(q, k, v, block_mask=block).sum().backward()], 15, warmup=3)
+            ratios = [a / b for a, b in zip(dense_times, flex_times)]
+            self.add(f"attention of {B} x {T} positions: dense / flex time", ratios, digits=2)
 
     def mask(self):
         """Building the mask of 64 rows of 512 positions, against the double loop that one writes first."""
@@ -216,12 +239,17 @@ class Bench:
             self.add(f"generation, batch {B}: cached / uncached", [s / f for f, s in zip(fast, slow)], " x")
 
     def pope(self):
-        """Questions a second, answers of an untrained model cut at two tokens as trained ones are short."""
+        """Questions a second. The untrained model's answers are cut at two tokens, the length of trained ones."""
         test = TestSet(self.options.cache, 100)
         checkpoint = {"attention": "mma", "order": "image-first"}
         questions = sum(map(len, test.questions.values())) + len(test.kinds)
-        with patch.object(self.model, "generate", lambda *a, **o: type(self.model).generate(self.model, *a[:3], 2, EOS_ID, *a[5:], **o)):
-            [taken] = repeat(self.clock, [lambda: test.evaluate(self.model.eval(), self.trainer.tokenizer, checkpoint)], 3, 1)
+        generate = self.model.generate
+
+        def two_tokens(images, ids, modality, max_new_tokens, *rest):
+            return generate(images, ids, modality, 2, *rest)
+
+        with patch.object(self.model, "generate", two_tokens):
+            [taken] = repeat(self.clock, [lambda: test.evaluate(self.model, self.trainer.tokenizer, checkpoint)], 3, 1)
         self.add("POPE: questions a second", [questions / t for t in taken], digits=0)
 
     def rendering(self):
@@ -234,6 +262,8 @@ class Bench:
         """All of it; returns the table as Markdown."""
         for stage in train.STAGES:
             self.stage(stage)
+        if self.device.type == "cuda":  # FlexAttention has no backward pass on a CPU
+            self.kernels()
         for part in (self.step_ratio, self.mask, self.generation, self.pope, self.rendering):
             part()
         peak = (torch.cuda.max_memory_allocated() if self.device.type == "cuda" else
@@ -276,7 +306,8 @@ def machine(device):
     if device.type == "cpu" and Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    threads, capability = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {threads} CPU threads, {capability}, torch {torch.__version__}"
 
 
 def main():
@@ -293,7 +324,8 @@ def main():
     where = machine(bench.device)
     print(f"\n{where}\nmatrix-multiply rate at the blocks' sizes: {bench.sizes}\n\n{table}")
     if bench.options.json:
-        Path(bench.options.json).write_text(json.dumps({"machine": where, "sizes": bench.sizes, "figures": bench.figures}, indent=1))
+        figures = {"machine": where, "sizes": bench.sizes, "figures": bench.figures}
+        Path(bench.options.json).write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

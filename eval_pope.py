@@ -108,7 +108,8 @@ def answer(model, examples, rows, kind, max_new_tokens=8, batch_size=384, progre
     for start in range(0, len(rows), batch_size):
         batch = examples.batch(rows[start:start + batch_size], prompts_only=True).to(device)
         with runs.autocast(device):
-            ids = model.generate(batch.images, batch.ids, batch.modality, max_new_tokens, EOS_ID, kind, batch.image_index)
+            ids = model.generate(batch.images, batch.ids, batch.modality, max_new_tokens, EOS_ID, kind,
+                                 batch.image_index)
         texts += [examples.tokenizer.decode(row) for row in ids.tolist()]
         if progress is not None:
             progress.update(len(ids))
@@ -157,7 +158,7 @@ class TestSet:
             items += pope_items(self.questions[split], split)
         items += self.kinds
         examples = Examples(items, self.images, tokenizer, model.config, evaluation_order(checkpoint["order"]))
-        rows = sorted(range(len(items)), key=lambda row: items[row].pictures)  # a picture's questions share its ViT pass
+        rows = sorted(range(len(items)), key=lambda row: items[row].pictures)  # questions of a picture side by side
         answers = [None] * len(items)
         for row, text in zip(rows, answer(model, examples, rows, checkpoint["attention"], progress=progress)):
             answers[row] = text
@@ -175,9 +176,9 @@ class TestSet:
             with open(folder / f"pope_{split}_questions.jsonl", "w") as asked, \
                     open(folder / f"pope_{split}_answers.jsonl", "w") as given:
                 for n, ((i, kind, label), text) in enumerate(zip(self.questions[split], texts[split]), 1):
-                    question = question_text(kind)
-                    print(json.dumps({"question_id": n, "image": self.names[i], "text": question, "label": label}), file=asked)
-                    print(json.dumps({"question_id": n, "question": question, "answer": text}), file=given)
+                    question = {"question_id": n, "image": self.names[i], "text": question_text(kind), "label": label}
+                    print(json.dumps(question), file=asked)
+                    print(json.dumps({"question_id": n, "question": question["text"], "answer": text}), file=given)
 
 
 def sheet(model, tokenizer, checkpoint, path):
@@ -188,10 +189,10 @@ def sheet(model, tokenizer, checkpoint, path):
     items = [Item((i,), q.text, q.answer) for i, questions in enumerate(asked) for q in questions]
     examples = Examples(items, images, tokenizer, model.config, evaluation_order(checkpoint["order"]))
     lines = [[] for _ in world]
+    black, green, red = (40, 40, 40), (20, 120, 60), (200, 30, 30)
     for item, text in zip(items, answer(model, examples, range(len(items)), checkpoint["attention"])):
-        right = text == item.answer
-        lines[item.pictures[0]] += [(item.prompt, (40, 40, 40)), (f"    {text}" + ("" if right else f"   (right: {item.answer})"),
-                                                                  (20, 120, 60) if right else (200, 30, 30))]
+        given = (f"    {text}", green) if text == item.answer else (f"    {text}   (right: {item.answer})", red)
+        lines[item.pictures[0]] += [(item.prompt, black), given]
     scenes.sheet(world, lines, path)
 
 
@@ -227,7 +228,7 @@ def main():
     p.add_argument("runs", nargs="*", type=Path, help="run folders or checkpoints (default: the newest run)")
     p.add_argument("--images", type=int, default=500, help="test scenes a split, six questions each (default: 500)")
     p.add_argument("--seed", type=int, default=0, help="of the questions (default: 0)")
-    p.add_argument("--sheet", metavar="FILE", help="also draw test scenes with questions and the (first) model's answers")
+    p.add_argument("--sheet", metavar="FILE", help="also draw some test scenes with questions and the model's answers")
     p.add_argument("--device", help="cpu, cuda, mps, ... (default: CUDA, then MPS, then CPU)")
     p.add_argument("--cache", default="cache", help="folder of the rendered scenes (default: cache)")
     options = p.parse_args()
@@ -257,13 +258,15 @@ def main():
         print(markdown(list(accuracy), [[percent([a]) for a in accuracy.values()]]))
         return
     print("mean ± standard deviation over runs of the same attention\n")
-    print(markdown(["attention", "runs", *(f"{s} accuracy" for s in SPLITS), *(f"{s} F1" for s in SPLITS)], [
-        [label, str(len(found)), *(percent([scores[s][m] for scores, _ in found]) for m in ("accuracy", "f1") for s in SPLITS)]
+    columns = [(s, m) for m in ("accuracy", "f1") for s in SPLITS]
+    print(markdown(["attention", "runs", *(f"{s} {m}" for s, m in columns)], [
+        [label, str(len(found)), *(percent([scores[s][m] for scores, _ in found]) for s, m in columns)]
         for label, found in grouped.items()]))
     print("\naccuracy by kind of question")
     kinds = list(next(iter(grouped.values()))[0][1])
     print(markdown(["attention", *kinds], [
-        [label, *(percent([accuracy[kind] for _, accuracy in found]) for kind in kinds)] for label, found in grouped.items()]))
+        [label, *(percent([accuracy[kind] for _, accuracy in found]) for kind in kinds)]
+        for label, found in grouped.items()]))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from mma import PAD, TEXT, attention_mask, mask_mod
 
 IGNORE = -100  # a label that asks for no prediction, as in F.cross_entropy
+MIXING = ("vit.patch.weight", "projector.linear.weight")  # matrices outside the blocks that Muon updates too
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Config:
                              f"(2 x {self.patch_size}), which are merged into one image token")
 
         if self.window < self.patch_size or (self.window - self.patch_size) % 2:
-            raise ValueError(f"configuration: window {self.window} must be patch_size {self.patch_size} plus an even margin")
+            raise ValueError(f"configuration: window {self.window} must be patch_size {self.patch_size} "
+                             "and an even margin")
 
     @property
     def image_tokens(self):
@@ -114,7 +116,8 @@ class ViT(nn.Module):
         """images: (N, image_size, image_size, 3) uint8 -> (N, P, D)."""
         size, p = self.config.image_size, self.config.patch_size
         if images.dim() != 4 or images.shape[1:] != (size, size, 3) or images.dtype != torch.uint8:
-            raise ValueError(f"images must be (N, {size}, {size}, 3) uint8, but are {tuple(images.shape)} {images.dtype}")
+            raise ValueError(f"images must be (N, {size}, {size}, 3) uint8, "
+                             f"but are {tuple(images.shape)} {images.dtype}")
         N, g, margin = len(images), size // p, (self.config.window - p) // 2  # g patches a side
         x = images.permute(0, 3, 1, 2).to(self.patch.weight.dtype) / 127.5 - 1  # (N, 3, size, size)
         x = F.unfold(x, self.config.window, stride=p, padding=margin).transpose(1, 2)  # (N, P, 3 window window)
@@ -241,9 +244,10 @@ class MultimodalGPT(nn.Module):
         B, T = ids.shape
         if (modality[:, -1] == PAD).any():
             raise ValueError("generate: the last position of a prompt is PAD; pad prompts on the left")
-        if T + max_new_tokens > self.config.context:
-            raise ValueError(f"generate: {T} prompt positions and {max_new_tokens} new tokens are "
-                             f"{T + max_new_tokens - self.config.context} more than the context of {self.config.context}")
+        too_many = T + max_new_tokens - self.config.context
+        if too_many > 0:
+            raise ValueError(f"generate: {T} prompt positions and {max_new_tokens} new tokens are {too_many} more "
+                             f"than the context of {self.config.context}")
         caches = [KVCache(T + max_new_tokens) for _ in self.blocks]
         prompt = torch.zeros_like(ids, dtype=torch.bool)
         x = self.embed(images, ids, modality, image_index)
@@ -279,8 +283,9 @@ class KVCache:
             B, H, _, d = k.shape
             self.k, self.v = k.new_empty(B, H, self.size, d), k.new_empty(B, H, self.size, d)
         start, self.length = self.length, self.length + k.shape[2]
-        self.k[:, :, start:self.length], self.v[:, :, start:self.length] = k, v
-        return self.k[:, :, :self.length], self.v[:, :, :self.length]
+        for kept, new in ((self.k, k), (self.v, v)):
+            kept.narrow(2, start, new.shape[2]).copy_(new)
+        return self.k.narrow(2, 0, self.length), self.v.narrow(2, 0, self.length)
 
 
 def positions(modality):
@@ -306,9 +311,9 @@ def make_optimizers(model, muon_lr, adam_lr):
     Parameters that are frozen get none. Each group keeps its learning rate as "peak_lr" for a schedule.
     Returns a list of optimizers that share no parameter.
     """
-    inside = {name: p for name, p in model.named_parameters()
-              if p.requires_grad and p.dim() == 2 and ("blocks." in name or name in ("vit.patch.weight", "projector.linear.weight"))}
-    rest = [p for name, p in model.named_parameters() if p.requires_grad and name not in inside]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    inside = {name: p for name, p in trained.items() if p.dim() == 2 and ("blocks." in name or name in MIXING)}
+    rest = [p for name, p in trained.items() if name not in inside]
     matrices = list(inside.values())
     halves = matrices[::2], matrices[1::2]  # two Muons, which the Trainer's threads run side by side
     optimizers = [torch.optim.Muon(half, lr=muon_lr, weight_decay=0.0) for half in halves]

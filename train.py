@@ -55,6 +55,7 @@ PRESETS = {
                    pretrain_steps=3000, sft_steps=3000, muon_lr=0.02, adam_lr=0.001),
 }
 WARMUP = 20  # steps
+FREEZE_VIT = True  # in fine-tuning
 COOLDOWN = 0.3  # last share of a stage, in which the learning rate falls to 0; plateaus want it high till then
 
 
@@ -76,6 +77,7 @@ class Trainer:
             model = MultimodalGPT(Config(vocab_size=len(self.tokenizer), width=preset.width, heads=preset.heads,
                                          layers=preset.layers, vit_layers=preset.vit_layers))
         self.model = model.to(device).train()
+        self.model.flex = options.flex
         config, order = model.config, options.order
         self.examples = {"pretrain": Examples(captions, images, self.tokenizer, config),
                          "sft": Examples(questions, images, self.tokenizer, config, order)}
@@ -108,7 +110,7 @@ class Trainer:
         LLaVA freezes its vision encoder too.
         """
         self.stage, self.step = stage, 0
-        self.model.vit.requires_grad_(stage == "pretrain")
+        self.model.vit.requires_grad_(stage == "pretrain" or not FREEZE_VIT)
         self.parallel = DistributedDataParallel(self.model) if self.world > 1 else self.model
         if self.options.compile:
             self.parallel = torch.compile(self.parallel, dynamic=True)
@@ -221,7 +223,7 @@ class Trainer:
         return loss.detach()
 
     def finite(self):
-        """The losses since the last line of the log, of whole batches; ValueError names the first that is not finite."""
+        """The losses since the last line of the log; ValueError names the first that is not a finite number."""
         if not self.losses:
             return []
         values = torch.stack(self.losses)
@@ -248,8 +250,9 @@ class Trainer:
             self.log({"accuracy": accuracy})
             shown = self.step * 7 // self.options.eval_every % len(examples)
             item = examples.items[shown]
-            self.bar.write(f"{self.stage} {self.step:5d}  " + "  ".join(f"{k} {100 * a:.1f}%" for k, a in accuracy.items())
-                           + f"\n    {item.prompt or 'caption:'} -> {answers[shown]}"
+            shares = "  ".join(f"{kind} {100 * share:.1f}%" for kind, share in accuracy.items())
+            self.bar.write(f"{self.stage} {self.step:5d}  {shares}"
+                           f"\n    {item.prompt or 'caption:'} -> {answers[shown]}"
                            + ("" if answers[shown] == item.answer else f"   (right: {item.answer})"))
         if self.world > 1:
             dist.barrier()
@@ -284,11 +287,14 @@ def parse(arguments=None):
     p.add_argument("--scenes", type=count, help="number of training scenes (default: the preset's)")
     p.add_argument("--val-scenes", type=count, default=128, help="number of validation scenes (default: 128)")
     p.add_argument("--name", help="folder under runs/ (default: ATTENTION-seedSEED, numbered if it is taken)")
-    p.add_argument("--log-every", type=count, default=20, help="steps between two losses in metrics.jsonl (default: 20)")
+    p.add_argument("--log-every", type=count, default=20, help="steps between two losses in the log (default: 20)")
     p.add_argument("--eval-every", type=count, default=100, help="steps between two validations (default: 100)")
-    p.add_argument("--save-every", type=number(float, 0), default=60, help="seconds between two checkpoints (default: 60)")
+    p.add_argument("--save-every", type=number(float, 0), default=60,
+                   help="seconds between two checkpoints (default: 60)")
     p.add_argument("--resume", metavar="FOLDER", help="go on with an interrupted run; takes no other option")
     p.add_argument("--compile", action="store_true", help="torch.compile: a slow start, then faster; for GPUs")
+    p.add_argument("--flex", action="store_true",
+                   help="FlexAttention's block mask instead of a dense one; for long rows on CUDA, with --compile")
     p.add_argument("--cache", default="cache", help="folder of the rendered scenes (default: cache)")
     given = sys.argv[1:] if arguments is None else arguments
     options = p.parse_args(given)
@@ -310,6 +316,8 @@ def set_up(options):
         options = argparse.Namespace(**checkpoint["options"])
         return Trainer(options, folder, runs.pick_device(options.device), checkpoint)
     device = runs.pick_device(options.device)
+    if options.flex and device.type != "cuda":
+        raise ValueError(f"--flex: FlexAttention cannot train on {device.type}; leave the option out")
     if device.type == "cuda" and dist.is_initialized():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -332,9 +340,8 @@ def main():
     trainer = set_up(options)
     trainer.train()
     if rank() == 0:
-        seconds = trainer.seconds
-        print(f"\ntrained in {sum(seconds.values()):.0f} s (pretrain {seconds['pretrain']:.0f}, sft {seconds['sft']:.0f}); "
-              f"next: python eval_pope.py {trainer.folder}")
+        spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in trainer.seconds.items())
+        print(f"\ntrained ({spent}); next: python eval_pope.py {trainer.folder}")
     if dist.is_initialized():
         dist.destroy_process_group()
 
