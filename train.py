@@ -50,7 +50,7 @@ class Preset:
 
 PRESETS = {
     "tiny": Preset(width=128, heads=4, layers=4, vit_layers=3, scenes=20_000, batch_size=64,
-                   pretrain_steps=450, sft_steps=900, muon_lr=0.02, adam_lr=0.006),
+                   pretrain_steps=550, sft_steps=800, muon_lr=0.02, adam_lr=0.006),
     "base": Preset(width=768, heads=12, layers=12, vit_layers=6, scenes=200_000, batch_size=256,
                    pretrain_steps=3000, sft_steps=3000, muon_lr=0.02, adam_lr=0.001),
 }
