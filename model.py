@@ -200,8 +200,8 @@ class MultimodalGPT(nn.Module):
         image_index: (M,) int64 or None: which of the N pictures stands at the m-th placeholder run, in
                      row order; several questions about one picture then share one pass through the ViT.
         validate:    see `mma.attention_mask`.
-        Returns (logits, loss): without labels (B, T, V) and None; with labels the (number of labels, V)
-        logits of the labelled positions alone and the mean cross-entropy over them.
+        Returns (logits, loss): without labels (B, T, V) and None; with labels the logits that the loss was
+        computed from, (number of labels, V) on a CPU and (B, T - 1, V) elsewhere, and the mean cross-entropy.
         Raises ValueError for placeholders that do not match the pictures, a row beyond the context, and
         whatever `mma.attention_mask` refuses.
         """
@@ -215,10 +215,12 @@ class MultimodalGPT(nn.Module):
             x = block(x, mask)
         if labels is None:
             return self.logits(x), None
-        labels = labels[:, 1:]
-        asked = labels != IGNORE
-        logits = self.logits(x[:, :-1][asked])  # few positions are asked for: the rest needs no logits
-        return logits, F.cross_entropy(logits.float(), labels[asked])
+        x, labels = x[:, :-1], labels[:, 1:]
+        if x.device.type == "cpu":  # few positions need logits; a GPU's host would have to wait for their number
+            asked = labels != IGNORE
+            x, labels = x[asked], labels[asked]
+        logits = self.logits(x)
+        return logits, F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE)
 
     def logits(self, x):
         """x: (..., D) -> (..., V)."""

@@ -65,7 +65,7 @@ class Trainer:
     def __init__(self, options, folder, device, resume_from=None):
         """options: the namespace of `parse`; resume_from: a checkpoint dict with "training", or None."""
         self.options, self.folder, self.device = options, Path(folder), device
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.rank, self.world = rank(), dist.get_world_size() if dist.is_initialized() else 1
         self.preset = preset = PRESETS[options.preset]
         images, captions, questions = scene_items("train", options.scenes, options.seed, options.cache)
         val_images, val_captions, val_questions = scene_items("val", options.val_scenes, 0, options.cache)
@@ -76,7 +76,7 @@ class Trainer:
             torch.manual_seed(options.seed)
             model = MultimodalGPT(Config(vocab_size=len(self.tokenizer), width=preset.width, heads=preset.heads,
                                          layers=preset.layers, vit_layers=preset.vit_layers))
-        self.model = model.to(device).train()
+        self.model = model.to(device)
         self.model.flex = options.flex
         config, order = model.config, options.order
         self.examples = {"pretrain": Examples(captions, images, self.tokenizer, config),
@@ -95,7 +95,8 @@ class Trainer:
         self.halves = 2 if device.type == "cpu" and self.world == 1 else 1
         threads = max(1, torch.get_num_threads() // self.halves)
         self.pool = ThreadPoolExecutor(self.halves, initializer=torch.set_num_threads, initargs=(threads,))
-        self.seconds, self.metrics_bytes, self.losses, self.stop = dict.fromkeys(STAGES, 0.0), 0, [], False
+        self.seconds, self.metrics_bytes, self.losses = dict.fromkeys(STAGES, 0.0), 0, []
+        self.loss, self.stop = float("nan"), False
         self.begin("pretrain")
         if resume_from:
             self.restore(resume_from)
@@ -176,12 +177,13 @@ class Trainer:
             self.bar.update()
             last = self.step == steps
             if last or self.step % options.log_every == 0:
-                loss = float(np.mean(self.finite()))
-                self.losses = []
-                self.bar.set_postfix(loss=f"{loss:.3f}")
-                self.log({"loss": loss, "lr": self.optimizers[0].param_groups[0]["lr"]})
+                self.loss, self.losses = float(np.mean(self.finite())), []
+                self.bar.set_postfix(loss=f"{self.loss:.3f}")
+                self.log({"loss": self.loss, "lr": self.optimizers[0].param_groups[0]["lr"]})
             if last or self.step % options.eval_every == 0:
                 self.evaluate()
+            if self.world > 1 and self.losses:
+                continue  # the losses of several processes are added up at the log's steps: only there can one save
             if self.stop or time.monotonic() - saved > options.save_every:
                 self.save()
                 saved = time.monotonic()
@@ -240,20 +242,18 @@ class Trainer:
     def evaluate(self):
         """Print and log the accuracy of each kind of question on validation scenes, and show one answer."""
         if self.rank == 0:
-            examples = self.val[self.stage]
+            examples, kind, new = self.val[self.stage], self.options.attention, 8
+            if self.stage == "pretrain":
+                kind, new = "causal", 64
             rows = range(len(examples))
-            kind = self.options.attention if self.stage == "sft" else "causal"
-            self.model.eval()
-            answers = answer(self.model, examples, rows, kind, max_new_tokens=64 if self.stage == "pretrain" else 8)
-            self.model.train()
+            answers = answer(self.model, examples, rows, kind, new)
             accuracy = accuracy_by_kind(examples, rows, answers)
             self.log({"accuracy": accuracy})
             shown = self.step * 7 // self.options.eval_every % len(examples)
-            item = examples.items[shown]
+            item, text = examples.items[shown], answers[shown]
             shares = "  ".join(f"{kind} {100 * share:.1f}%" for kind, share in accuracy.items())
-            self.bar.write(f"{self.stage} {self.step:5d}  {shares}"
-                           f"\n    {item.prompt or 'caption:'} -> {answers[shown]}"
-                           + ("" if answers[shown] == item.answer else f"   (right: {item.answer})"))
+            self.bar.write(f"{self.stage} {self.step:5d}  loss {self.loss:.3f}  {shares}\n    {item.prompt or 'caption:'} -> "
+                           + (text if text == item.answer else f"{text}   (right: {item.answer})"))
         if self.world > 1:
             dist.barrier()
 
