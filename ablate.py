@@ -36,13 +36,18 @@ def run(stage, name, seed, options):
     """Train one row with one seed, unless it is done; returns the lines of its metrics.jsonl."""
     slug = "default" if name == "default" else f"{stage}-" + "".join(c if c.isalnum() else "-" for c in name)[:24]
     folder = Path(f"runs/ablate-{slug}-seed{seed}")
-    if not (folder / "model.pt").exists() or runs.load(folder)[2]["training"]:
-        arguments = ["--seed", str(seed), "--name", folder.name, *options.train]
-        if folder.exists():
-            arguments = ["--resume", str(folder)]
-        elif name != "default":
-            arguments += (["--sft-steps", "0"] if stage == "pretrain" else
-                          ["--pretrained", f"runs/ablate-default-seed{seed}/pretrained.pt"])
+    arguments = ["--seed", str(seed), "--name", folder.name, *options.train]
+    if name != "default":
+        arguments += (["--sft-steps", "0"] if stage == "pretrain" else
+                      ["--pretrained", f"runs/ablate-default-seed{seed}/pretrained.pt"])
+    checkpoint = runs.load(folder)[2] if folder.exists() else None
+    if checkpoint:
+        for option, wanted in vars(train.parse(arguments)).items():
+            if option != "name" and checkpoint["options"].get(option) != wanted:
+                raise ValueError(f"{folder}: trained with {option} {checkpoint['options'].get(option)}, not {wanted}; "
+                                 "move that folder away to train it again")
+        arguments = ["--resume", str(folder)]
+    if not checkpoint or checkpoint["training"]:
         print(f"\n{stage}, {name}, seed {seed}")
         with ExitStack() as undone:
             for owner, attribute, value in VARIANTS[stage][name]:
@@ -74,8 +79,8 @@ def row(stage, found):
 def main():
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--seeds", type=train.number(int, 1), default=2, help="seeds a row (default: 2)")
-    p.add_argument("train", nargs="*", help="after --: further options for train.py, e.g. -- --sft-steps 300")
+    p.add_argument("--seeds", type=runs.number(int, 1), default=2, help="seeds a row (default: 2)")
+    p.add_argument("train", nargs="*", help="after --: further options of train.py, such as -- --sft-steps 300")
     options = p.parse_args()
     headers = {"pretrain": ["pre-training", "caption loss", "captions right, %"],
                "sft": ["fine-tuning", "POPE random, %", "exist_color, %", "relation, %", "steps to 95 % POPE random"]}

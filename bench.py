@@ -177,15 +177,14 @@ class Bench:
     def kernels(self, sizes=(256, 1024, 4096)):
         """Forward and backward of one attention layer, the dense mask against FlexAttention's block mask."""
         heads, d = self.model.config.heads, self.model.config.width // self.model.config.heads
-        flex = torch.compile(flex_attention) if self.device.type == "cuda" else flex_attention
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        flex = torch.compile(flex_attention)
         for T in sizes:
             B = max(1, 16384 // T)
             modality = torch.full((B, T), TEXT, device=self.device)
             modality[:, 1:T // 2] = IMAGE
             generated = torch.zeros_like(modality, dtype=torch.bool)
             generated[:, -T // 8:] = True
-            q, k, v = torch.randn(3, B, heads, T, d, device=self.device, dtype=dtype, requires_grad=True).unbind()
+            q, k, v = torch.randn(3, B, heads, T, d, device=self.device, dtype=torch.bfloat16, requires_grad=True).unbind()
             dense = attention_mask(modality, generated, "mma")
             block = create_block_mask(mask_mod(modality, generated, "mma"), B, None, T, T, device=self.device)
             dense_times, flex_times = repeat(self.clock, [
@@ -315,8 +314,8 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--device", help="cpu, cuda, mps, ... (default: CUDA, then MPS, then CPU)")
     p.add_argument("--preset", choices=train.PRESETS, default="tiny", help="size of the model (default: tiny)")
-    p.add_argument("--steps", type=int, default=15, help="counted training steps a stage (default: 15)")
-    p.add_argument("--scenes", type=int, default=2000, help="training scenes to draw for it (default: 2000)")
+    p.add_argument("--steps", type=runs.number(int, 1), default=15, help="counted training steps a stage (default: 15)")
+    p.add_argument("--scenes", type=runs.number(int, 64), default=2000, help="training scenes to draw for it (default: 2000)")
     p.add_argument("--json", metavar="FILE", help="write the figures there too")
     p.add_argument("--cache", default="cache", help="folder of the rendered scenes (default: cache)")
     bench = Bench(p.parse_args())

@@ -178,12 +178,13 @@ class Batches:
     """Which rows form the batch at any step: a pure function of (seed, step).
 
     There is no iterator state to save, so a resumed run continues with the very same batches. An epoch
-    visits every picture once, with `per_picture` of its examples, chosen anew each time. Batches hold
-    rows of like length, so that little padding is computed.
+    visits every picture once, but for an incomplete last batch, with `per_picture` of its examples (or all
+    that it has), chosen anew each time. Batches hold rows of like length: little padding is computed.
     """
     POOL = 16  # batches that are sorted by length together; more would hardly save padding
 
     def __init__(self, examples, pictures_per_batch, per_picture, seed):
+        """examples: an Examples; a row belongs to its first picture. ValueError if they do not fill a batch."""
         first = np.array([item.pictures[0] if item.pictures else -1 - i for i, item in enumerate(examples.items)])
         order = np.argsort(first, kind="stable")
         _, counts = np.unique(first[order], return_counts=True)

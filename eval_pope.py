@@ -31,13 +31,13 @@ def build(objects, split, seed=0, images=500, least=3, each=3):
     """Build the POPE questions of one split, as the official builder does.
 
     objects: for each picture the set or list of the kinds in it.
-    The first `images` pictures (in seeded order) with at least `least` kinds get `each` questions about
-    kinds that are there and as many about kinds that are not.
-    Returns a list of (picture index, kind, "yes" or "no"), yes and no in turn.
+    `images` pictures (in seeded order) with at least `least` kinds get `each` questions about kinds that are
+    there, the same in every split, each followed by one about a kind that is not.
+    Returns a list of (picture index, kind, "yes" or "no"). Raises ValueError for an unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown POPE split {split!r}: choose one of {', '.join(SPLITS)}")
-    rng = random.Random(f"{seed} {split}")
+    shared, rng = random.Random(seed), random.Random(f"{seed} {split}")
     objects = [sorted(set(kinds)) for kinds in objects]
     frequency = Counter(kind for kinds in objects for kind in kinds)
     popular = sorted(frequency, key=lambda kind: (-frequency[kind], kind))
@@ -46,23 +46,22 @@ def build(objects, split, seed=0, images=500, least=3, each=3):
         for a in kinds:
             together[a].update(b for b in kinds if b != a)
     chosen = [i for i, kinds in enumerate(objects) if len(kinds) >= least]
-    random.Random(seed).shuffle(chosen)  # the same pictures for all three splits
+    shared.shuffle(chosen)
     questions = []
     for i in sorted(chosen[:images]):
-        present = rng.sample(objects[i], each)
-        absent = []
-        for kind in present:
+        asked = set()
+        for kind in shared.sample(objects[i], each):
+            questions.append((i, kind, "yes"))
             if split == "random":
                 candidates = rng.sample(popular, len(popular))
             elif split == "popular":
                 candidates = popular
             else:  # what most often stands together with this very object
                 candidates = sorted(popular, key=lambda other: -together[kind][other])
-            absent.append(next((c for c in candidates if c not in objects[i] and c not in absent), None))
-        for kind, other in zip(present, absent):
-            questions.append((i, kind, "yes"))
-            if other is not None:  # a picture that shows everything leaves nothing to ask for
-                questions.append((i, other, "no"))
+            absent = next((c for c in candidates if c not in objects[i] and c not in asked), None)
+            if absent is not None:  # a picture that shows everything leaves nothing to ask for
+                questions.append((i, absent, "no"))
+                asked.add(absent)
     return questions
 
 
@@ -152,29 +151,27 @@ class TestSet:
         Returns (scores: split -> dict of METRICS, accuracy: question kind -> share right, answers: split ->
         list of texts in the order of `self.questions[split]`).
         """
-        items, where = [], []
-        for split in SPLITS:
-            where += [(split, n) for n in range(len(self.questions[split]))]
-            items += pope_items(self.questions[split], split)
-        items += self.kinds
+        items = [item for split in SPLITS for item in pope_items(self.questions[split], split)] + self.kinds
         examples = Examples(items, self.images, tokenizer, model.config, evaluation_order(checkpoint["order"]))
         rows = sorted(range(len(items)), key=lambda row: items[row].pictures)  # questions of a picture side by side
         answers = [None] * len(items)
         for row, text in zip(rows, answer(model, examples, rows, checkpoint["attention"], progress=progress)):
             answers[row] = text
-        scores, texts = {}, {split: [] for split in SPLITS}
-        for (split, _), text in zip(where, answers):
-            texts[split].append(text)
-        for split in SPLITS:
-            scores[split] = score(texts[split], [label for _, _, label in self.questions[split]])
-        rest = range(len(where), len(items))
+        texts = {split: [text for item, text in zip(items, answers) if item.kind == split] for split in SPLITS}
+        scores = {split: score(texts[split], [label for _, _, label in self.questions[split]]) for split in SPLITS}
+        rest = range(len(items) - len(self.kinds), len(items))
         return scores, accuracy_by_kind(examples, rest, [answers[row] for row in rest]), texts
 
-    def write(self, folder, texts):
-        """Questions and answers as JSON lines in the formats of the official files, beside the checkpoint."""
+    def write(self, path, texts):
+        """Questions and answers as JSON lines in the formats of the official files, beside the checkpoint `path`.
+
+        `path` is a run's folder or a checkpoint; the files of one that is not model.pt carry its name.
+        """
+        folder, name = (path, "pope") if path.is_dir() else (path.parent, f"pope_{path.stem}")
+        name = name.removesuffix("_model")
         for split in SPLITS:
-            with open(folder / f"pope_{split}_questions.jsonl", "w") as asked, \
-                    open(folder / f"pope_{split}_answers.jsonl", "w") as given:
+            with open(folder / f"{name}_{split}_questions.jsonl", "w") as asked, \
+                    open(folder / f"{name}_{split}_answers.jsonl", "w") as given:
                 for n, ((i, kind, label), text) in enumerate(zip(self.questions[split], texts[split]), 1):
                     question = {"question_id": n, "image": self.names[i], "text": question_text(kind), "label": label}
                     print(json.dumps(question), file=asked)
@@ -226,14 +223,12 @@ def main():
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("runs", nargs="*", type=Path, help="run folders or checkpoints (default: the newest run)")
-    p.add_argument("--images", type=int, default=500, help="test scenes a split, six questions each (default: 500)")
-    p.add_argument("--seed", type=int, default=0, help="of the questions (default: 0)")
+    p.add_argument("--images", type=runs.number(int, 1), default=500, help="test scenes a split, six questions each (default: 500)")
+    p.add_argument("--seed", type=runs.number(int, 0), default=0, help="of the questions (default: 0)")
     p.add_argument("--sheet", metavar="FILE", help="also draw some test scenes with questions and the model's answers")
     p.add_argument("--device", help="cpu, cuda, mps, ... (default: CUDA, then MPS, then CPU)")
     p.add_argument("--cache", default="cache", help="folder of the rendered scenes (default: cache)")
     options = p.parse_args()
-    if options.images < 1:
-        p.error(f"--images {options.images}: at least one picture is needed")
     device = runs.pick_device(options.device)
     paths = options.runs or [runs.newest()]
     loaded = [(path, *runs.load(path, device)) for path in paths]  # a bad one is refused before the long part
@@ -244,7 +239,7 @@ def main():
         for path, model, tokenizer, checkpoint in loaded:
             bar.set_description(str(path))
             scores, accuracy, texts = test.evaluate(model, tokenizer, checkpoint, bar)
-            test.write(path if path.is_dir() else path.parent, texts)
+            test.write(path, texts)
             grouped[label_of(checkpoint)].append((scores, accuracy))
     if options.sheet:
         sheet(*loaded[0][1:], options.sheet)

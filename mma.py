@@ -53,10 +53,11 @@ def attention_mask(modality, generated, kind="mma", validate=True):
     modality:  (B, T) integers: PAD, TEXT, IMAGE or any id above, for each position.
     generated: (B, T) bool: True where the model must produce the token (the answer and its end token).
     kind:      one of KINDS.
-    validate:  False skips the checks of the values (not of shapes and dtypes); on a GPU they make the
-               host wait for the device, so a training loop checks its batches before they move there.
+    validate:  False skips the checks of the values (not of shapes and dtypes), for which the host would
+               have to wait for a GPU; for loops whose batches are known to be right.
     Returns (B, 1, T, T) bool, True = may attend; dimension 1 stands for all heads. Hugging Face
-    decoders accept it as a 4-D attention mask.
+    decoders take it as a 4-D attention mask with attn_implementation="sdpa"; eager attention adds its
+    mask, so there pass torch.where(mask, 0.0, torch.finfo(dtype).min).
     Raises ValueError for wrong shapes or dtypes, an unknown kind, a generated position that is not text.
 
     >>> modality = torch.tensor([[IMAGE, IMAGE, TEXT, TEXT]])           # two image tokens, question, answer

@@ -68,7 +68,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width, bias=False)
 
     def forward(self, x, mask=None, cache=None):
-        """x: (B, T, D); mask: None, a (B, 1, T, S) bool or a BlockMask; cache: a `KVCache` layer or None."""
+        """x: (B, T, D) -> (B, T, D); mask: None, a (B, 1, T, S) bool or a BlockMask; cache: a KVCache or None."""
         B, T, D = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.heads, D // self.heads).unbind(2)  # (B, T, H, D/H) each
         q, k = (F.layer_norm(z, z.shape[-1:]) for z in (q, k))
@@ -165,7 +165,11 @@ class MultimodalGPT(nn.Module):
                 nn.init.normal_(p, std=0.02 if embedding else p.shape[1] ** -0.5)
 
     def embed(self, images, ids, modality, image_index=None, validate=True):
-        """The decoder's input, (B, T, D): token embeddings, with image tokens in the placeholders' stead."""
+        """The decoder's input: token embeddings, with image tokens in the placeholders' stead.
+
+        Takes the arguments of `forward` of these names; returns (B, T, D). Raises ValueError for a row beyond the
+        context, pictures of a wrong shape, and (validate) placeholders that do not match the pictures.
+        """
         config = self.config
         B, T = ids.shape
         if T > config.context:
@@ -231,10 +235,11 @@ class MultimodalGPT(nn.Module):
                  temperature=0.0, top_k=None, generator=None):
         """Continue prompts of different lengths; stops when every row has produced `end`.
 
-        images, ids, modality, kind, image_index: as in `forward`; rows may be padded on either side, but
-        generation wants the last position real, so pad on the left (ValueError otherwise).
+        images, ids, modality, kind, image_index: as in `forward`; shorter rows are padded on the left.
         max_new_tokens, end: most tokens to add to a row, and the id that ends it.
         temperature: 0 takes the likeliest token; above, samples, from the `top_k` likeliest if given.
+        Raises ValueError for padding on the right, for more positions than the context, for numbers below
+        their least (max_new_tokens 1, temperature 0, top_k 1), and for what `embed` and the mask refuse.
         Returns (B, <= max_new_tokens) int64; after a row's `end` only `end` follows.
 
         The whole prompt, pictures and question together, goes through once under the mask of `kind`; then
@@ -244,6 +249,9 @@ class MultimodalGPT(nn.Module):
         would see question two while answer one is learned, and at generation they could not.
         """
         B, T = ids.shape
+        if max_new_tokens < 1 or temperature < 0 or (top_k is not None and top_k < 1):
+            raise ValueError(f"generate: max_new_tokens {max_new_tokens}, temperature {temperature}, top_k {top_k}: "
+                             "they must be at least 1, 0 and 1")
         if (modality[:, -1] == PAD).any():
             raise ValueError("generate: the last position of a prompt is PAD; pad prompts on the left")
         too_many = T + max_new_tokens - self.config.context
@@ -307,7 +315,7 @@ def choose(logits, temperature, top_k, generator):
 
 
 def make_optimizers(model, muon_lr, adam_lr):
-    """Muon for the matrices between hidden layers, AdamW for embeddings, norms and biases.
+    """Muon (Jordan et al. 2024) for the matrices between hidden layers, AdamW for embeddings, norms and biases.
 
     The patch embedding and the projector count as such matrices: they mix features, they look nothing up.
     Parameters that are frozen get none. Each group keeps its learning rate as "peak_lr" for a schedule.

@@ -3,6 +3,7 @@
 A run is a folder: `model.pt` (weights and all that is needed to use them), `pretrained.pt` (the same, as
 it was before fine-tuning), `metrics.jsonl`.
 """
+import argparse
 import os
 import sys
 from dataclasses import asdict
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from data import Tokenizer
+from data import ORDERS, Tokenizer
+from mma import KINDS
 from model import Config, MultimodalGPT
 
 FORMAT = 1  # raised when a checkpoint of an older program can no longer be read
@@ -58,6 +60,9 @@ def load(path, device="cpu"):
             raise ValueError(f"configuration says vocab_size {config.vocab_size}, the vocabulary has {len(tokenizer)}")
         with torch.device("meta"):
             wanted = {name: t.shape for name, t in MultimodalGPT(config).state_dict().items()}
+        if checkpoint["attention"] not in KINDS or checkpoint["order"] not in ORDERS:
+            raise ValueError(f"attention {checkpoint['attention']!r} or order {checkpoint['order']!r} is unknown")
+        checkpoint["stage"], checkpoint["training"]  # its readers count on them
         weights = checkpoint["weights"]
         given = {name: t.shape for name, t in weights.items()}
         for name in sorted(wanted.keys() | given.keys()):
@@ -66,7 +71,9 @@ def load(path, device="cpu"):
                                  f"{shape(wanted.get(name))}, the file holds {shape(given.get(name))}")
         if not all(t.is_floating_point() and t.is_contiguous() for t in weights.values()):
             raise ValueError("weights must be contiguous floating-point tensors")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except KeyError as error:
+        raise ValueError(f"{path}: checkpoint does not fit this program: it has no {error}") from None
+    except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: checkpoint does not fit this program: {error}") from None
     model = MultimodalGPT(config)
     model.load_state_dict(weights)
@@ -126,10 +133,23 @@ def autocast(device):
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 
+def number(kind, least):
+    """An argparse type: a number of some kind (int or float) that is not below `least`."""
+    def parse_number(text):
+        value = kind(text)
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        return value
+    parse_number.__name__ = "number"  # so that argparse says "invalid number value"
+    return parse_number
+
+
 def command_line(main):
     """Run a program's main(): a mistake of the user is one line on stderr and exit code 1, never a traceback."""
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (ValueError, OSError) as error:
         text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error)
         print(f"{Path(sys.argv[0]).name}: {' '.join(text.split())}", file=sys.stderr)

@@ -1,10 +1,12 @@
-"""Train the model from nothing in two stages. Read `data.py` before, `eval_pope.py` after.
+"""Train the model from nothing in two stages. Read `data.py` before, `eval_pope.py` after;
+the options and presets stand in `options.py`.
 
     pretrain  pictures -> captions, causal attention: the ViT, the projector and the decoder learn to see
     sft       pictures + questions -> answers, under --attention: the one place where MMA comes in
 
 `python train.py` runs both and leaves runs/<name>/ with model.pt, pretrained.pt and metrics.jsonl.
-`torchrun --nproc_per_node=N train.py` shares each batch between N processes; the result does not change.
+`torchrun --nproc_per_node=N train.py` shares each batch between N processes; but for rounding, the result
+stays the same.
 """
 import argparse
 import json
@@ -13,7 +15,6 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,36 +25,12 @@ from tqdm import tqdm
 
 import runs
 import scenes
-from data import ORDERS, Batches, Examples, Tokenizer, scene_items
+from data import Batches, Examples, Tokenizer, scene_items
 from eval_pope import accuracy_by_kind, answer, build, evaluation_order, objects_of, pope_items
-from mma import KINDS
 from model import Config, MultimodalGPT, make_optimizers
+from options import PRESETS, parse
 
 STAGES = ("pretrain", "sft")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """The size of a run: of the model, of the data and of the training."""
-    width: int
-    heads: int
-    layers: int
-    vit_layers: int
-    scenes: int  # training scenes
-    batch_size: int  # pictures in a batch of captions; fine-tuning takes half as many
-    pretrain_steps: int
-    sft_steps: int
-    muon_lr: float  # for the matrices inside the blocks
-    adam_lr: float  # for everything else
-    questions: int = 4  # asked about each picture of a fine-tuning batch
-
-
-PRESETS = {
-    "tiny": Preset(width=128, heads=4, layers=4, vit_layers=3, scenes=20_000, batch_size=64,
-                   pretrain_steps=550, sft_steps=800, muon_lr=0.02, adam_lr=0.006),
-    "base": Preset(width=768, heads=12, layers=12, vit_layers=6, scenes=200_000, batch_size=256,
-                   pretrain_steps=3000, sft_steps=3000, muon_lr=0.02, adam_lr=0.001),
-}
 WARMUP = 20  # steps
 FREEZE_VIT = True  # in fine-tuning
 COOLDOWN = 0.3  # last share of a stage, in which the learning rate falls to 0; plateaus want it high till then
@@ -69,8 +46,15 @@ class Trainer:
         self.preset = preset = PRESETS[options.preset]
         images, captions, questions = scene_items("train", options.scenes, options.seed, options.cache)
         val_images, val_captions, val_questions = scene_items("val", options.val_scenes, 0, options.cache)
-        if resume_from or options.pretrained:
-            model, self.tokenizer, _ = runs.load(self.folder if resume_from else options.pretrained)
+        if options.batch_size < 2 * self.world:
+            raise ValueError(f"--batch-size {options.batch_size}: must be {2 * self.world} or more here")
+        if resume_from:
+            model, self.tokenizer, _ = runs.load(self.folder)
+        elif options.pretrained:
+            model, self.tokenizer, checkpoint = runs.load(options.pretrained)
+            if checkpoint["stage"] != "pretrain" or checkpoint["training"]:
+                raise ValueError(f"--pretrained {options.pretrained}: that model is not fresh from pre-training; "
+                                 "give the file pretrained.pt of a run")
         else:
             self.tokenizer = Tokenizer.build(text for i in captions + questions for text in (i.prompt or "", i.answer))
             torch.manual_seed(options.seed)
@@ -94,13 +78,20 @@ class Trainer:
         # a + b is the same number as b + a, whichever half comes first: the same seed gives the same run.
         self.halves = 2 if device.type == "cpu" and self.world == 1 else 1
         threads = max(1, torch.get_num_threads() // self.halves)
-        self.pool = ThreadPoolExecutor(self.halves, initializer=torch.set_num_threads, initargs=(threads,))
+
+        def start_thread():
+            torch.set_num_threads(threads)
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # every thread has a current device of its own
+
+        self.pool = ThreadPoolExecutor(self.halves, initializer=start_thread)
         self.seconds, self.metrics_bytes, self.losses = dict.fromkeys(STAGES, 0.0), 0, []
         self.loss, self.stop = float("nan"), False
-        self.begin("pretrain")
         if resume_from:
             self.restore(resume_from)
-        elif self.rank == 0:
+            return
+        self.begin("pretrain")
+        if self.rank == 0:
             (self.folder / "metrics.jsonl").touch()
             self.save()  # from the first moment on there is something to resume
 
@@ -125,10 +116,11 @@ class Trainer:
             optimizer.load_state_dict(state)
         self.step, self.seconds, self.metrics_bytes = (training[k] for k in ("step", "seconds", "metrics_bytes"))
         self.losses = [torch.tensor(loss, device=self.device) for loss in training["losses"]]
-        os.truncate(self.folder / "metrics.jsonl", self.metrics_bytes)  # lines after the save come again
+        if self.rank == 0:
+            os.truncate(self.folder / "metrics.jsonl", self.metrics_bytes)  # lines after the save come again
 
     def save(self, name="model.pt", finished=False):
-        """Write a checkpoint; an unfinished one carries all that is needed to go on bit for bit."""
+        """Write a checkpoint; an unfinished one carries all that is needed to go on, on a CPU bit for bit."""
         if self.rank:
             return
         training = None if finished else {
@@ -139,7 +131,7 @@ class Trainer:
             seed=self.options.seed, options=vars(self.options), seconds=self.seconds, training=training))
 
     def log(self, line):
-        """Append one line to metrics.jsonl. No clock times in it: the same seed writes the same file."""
+        """Append one line to metrics.jsonl. No clock times in it: on a CPU the same seed writes the same file."""
         if self.rank:
             return
         with open(self.folder / "metrics.jsonl", "a") as file:
@@ -152,7 +144,12 @@ class Trainer:
         """Both stages, from where the run stands to the end; saves on the way."""
         done = self.step + (self.steps["pretrain"] if self.stage == "sft" else 0)
         # Ctrl-C ends the run after the current step: in the middle of one, the weights are half updated.
-        handler = signal.signal(signal.SIGINT, lambda *_: setattr(self, "stop", True))
+        # A second one does not wait.
+        def stop(*_):
+            self.stop = True
+            signal.signal(signal.SIGINT, handler)
+
+        handler = signal.signal(signal.SIGINT, stop)
         try:
             with tqdm(total=sum(self.steps.values()), initial=done, disable=self.rank > 0, unit="step") as self.bar:
                 if self.stage == "pretrain":
@@ -182,14 +179,19 @@ class Trainer:
                 self.log({"loss": self.loss, "lr": self.optimizers[0].param_groups[0]["lr"]})
             if last or self.step % options.eval_every == 0:
                 self.evaluate()
-            if self.world > 1 and self.losses:
-                continue  # the losses of several processes are added up at the log's steps: only there can one save
+            if self.world > 1:
+                if self.losses:
+                    continue  # processes meet at the log's steps: only there can they save, or stop together
+                stop = torch.tensor(float(self.stop), device=self.device)
+                dist.all_reduce(stop, dist.ReduceOp.MAX)
+                self.stop = bool(stop)
             if self.stop or time.monotonic() - saved > options.save_every:
                 self.save()
                 saved = time.monotonic()
             if self.stop:
                 self.bar.close()
-                print(f"\nstopped; go on with: python train.py --resume {self.folder}", file=sys.stderr)
+                if self.rank == 0:
+                    print(f"\nstopped; go on with: train.py --resume {self.folder}", file=sys.stderr)
                 sys.exit(130)
 
     def train_step(self, progress):
@@ -198,8 +200,8 @@ class Trainer:
         rows = self.batches[self.stage][self.step]
         answers = examples.answer_lengths[rows].sum()
         mine = np.array_split(rows, self.world)[self.rank]
-        losses = list(self.pool.map(lambda part: self.backward(examples, part, answers),
-                                    np.array_split(mine, self.halves)))
+        parts = [part for part in np.array_split(mine, self.halves) if len(part)]
+        losses = list(self.pool.map(lambda part: self.backward(examples, part, answers), parts))
         factor = min(1, (self.step + 1) / WARMUP) * min(1, (1 - progress) / COOLDOWN)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -258,73 +260,28 @@ class Trainer:
             dist.barrier()
 
 
-def number(kind, least):
-    """An argparse type: a number of some kind that is not below `least`."""
-    def parse_number(text):
-        value = kind(text)
-        if not value >= least:
-            raise argparse.ArgumentTypeError(f"{text} is below {least}")
-        return value
-    parse_number.__name__ = "number"  # so that argparse says "invalid number value"
-    return parse_number
-
-
-def parse(arguments=None):
-    """The options; those that a preset sets are filled in from it."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    steps, count = number(int, 0), number(int, 1)
-    p.add_argument("--attention", choices=KINDS, default="mma", help="mask of the fine-tuning stage (default: mma)")
-    p.add_argument("--order", choices=ORDERS, default="image-first",
-                   help="what stands first in a fine-tuning prompt, the picture or the question; dual alternates")
-    p.add_argument("--preset", choices=PRESETS, default="tiny", help="tiny: two CPU cores (default); base: one GPU")
-    p.add_argument("--seed", type=steps, default=0, help="of the weights, the questions and the batches (default: 0)")
-    p.add_argument("--device", help="cpu, cuda, mps, ... (default: CUDA, then MPS, then CPU)")
-    p.add_argument("--pretrained", metavar="FILE", help="start fine-tuning from this checkpoint, skip pre-training")
-    p.add_argument("--pretrain-steps", type=steps, help="steps of the first stage (default: the preset's)")
-    p.add_argument("--sft-steps", type=steps, help="steps of the second stage (default: the preset's)")
-    p.add_argument("--batch-size", type=count, help="pictures in a batch of captions; fine-tuning takes half as many, "
-                                                    "with 4 questions each (default: the preset's)")
-    p.add_argument("--scenes", type=count, help="number of training scenes (default: the preset's)")
-    p.add_argument("--val-scenes", type=count, default=128, help="number of validation scenes (default: 128)")
-    p.add_argument("--name", help="folder under runs/ (default: ATTENTION-seedSEED, numbered if it is taken)")
-    p.add_argument("--log-every", type=count, default=20, help="steps between two losses in the log (default: 20)")
-    p.add_argument("--eval-every", type=count, default=100, help="steps between two validations (default: 100)")
-    p.add_argument("--save-every", type=number(float, 0), default=60,
-                   help="seconds between two checkpoints (default: 60)")
-    p.add_argument("--resume", metavar="FOLDER", help="go on with an interrupted run; takes no other option")
-    p.add_argument("--compile", action="store_true", help="torch.compile: a slow start, then faster; for GPUs")
-    p.add_argument("--flex", action="store_true",
-                   help="FlexAttention's block mask instead of a dense one; for long rows on CUDA, with --compile")
-    p.add_argument("--cache", default="cache", help="folder of the rendered scenes (default: cache)")
-    given = sys.argv[1:] if arguments is None else arguments
-    options = p.parse_args(given)
-    if options.resume and len(given) != (1 if given[0].startswith("--resume=") else 2):
-        p.error("--resume takes no other option: the run goes on with those that it was started with")
-    for name in ("pretrain_steps", "sft_steps", "batch_size", "scenes"):
-        if getattr(options, name) is None:
-            setattr(options, name, getattr(PRESETS[options.preset], name))
-    return options
-
-
 def set_up(options):
     """The Trainer that the options ask for: of a new run in a folder of its own, or of one to resume."""
     if options.resume:
         folder = Path(options.resume)
+        folder = folder.parent if folder.is_file() else folder
         checkpoint = runs.load(folder)[2]
-        if not checkpoint.get("training"):
+        if not checkpoint["training"]:
             raise ValueError(f"--resume {folder}: that run is finished; next: python eval_pope.py {folder}")
         options = argparse.Namespace(**checkpoint["options"])
         return Trainer(options, folder, runs.pick_device(options.device), checkpoint)
     device = runs.pick_device(options.device)
     if options.flex and device.type != "cuda":
         raise ValueError(f"--flex: FlexAttention cannot train on {device.type}; leave the option out")
-    if device.type == "cuda" and dist.is_initialized():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
     folder = [runs.new_folder(options.name, f"{options.attention}-seed{options.seed}")] if rank() == 0 else [None]
     if dist.is_initialized():
         dist.broadcast_object_list(folder)  # the first process names it
-    return Trainer(options, folder[0], device)
+    try:
+        return Trainer(options, folder[0], device)
+    except BaseException:
+        if rank() == 0 and not any(folder[0].iterdir()):
+            folder[0].rmdir()  # a run that never began leaves its name free
+        raise
 
 
 def rank():
@@ -336,7 +293,10 @@ def main():
     """The command line."""
     options = parse()
     if "RANK" in os.environ:  # started by torchrun
-        dist.init_process_group("nccl" if runs.pick_device(options.device).type == "cuda" else "gloo")
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     trainer = set_up(options)
     trainer.train()
     if rank() == 0:
