@@ -96,23 +96,26 @@ def score(answers, labels):
             "f1": ratio(2 * precision * recall, precision + recall), "yes-ratio": ratio(tp + fp, len(said))}
 
 
-def answer(model, examples, rows, kind, max_new_tokens=8, batch_size=384, progress=None):
+def answer(model, examples, rows, kind, max_new_tokens=8, batch_size=256, progress=None):
     """Let the model answer the prompts of some examples, greedily.
 
     rows: indices into `examples`; keep the questions of a picture together, they share its ViT pass.
     kind: the mask, see `mma.KINDS`. progress: a tqdm bar to move on, or None.
     Returns the answers as text, in the order of `rows`.
     """
-    device, texts = model.token.weight.device, []
-    for start in range(0, len(rows), batch_size):
+    device = model.token.weight.device
+
+    def one_batch(start):
         batch = examples.batch(rows[start:start + batch_size], prompts_only=True).to(device)
         with runs.autocast(device):
             ids = model.generate(batch.images, batch.ids, batch.modality, max_new_tokens, EOS_ID, kind,
                                  batch.image_index)
-        texts += [examples.tokenizer.decode(row) for row in ids.tolist()]
         if progress is not None:
             progress.update(len(ids))
-    return texts
+        return [examples.tokenizer.decode(row) for row in ids.tolist()]
+
+    with runs.threads(device) as pool:
+        return [text for texts in pool.map(one_batch, range(0, len(rows), batch_size)) for text in texts]
 
 
 def accuracy_by_kind(examples, rows, answers):

@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -73,18 +72,10 @@ class Trainer:
                         "sft": Batches(self.examples["sft"], max(1, options.batch_size // 2), preset.questions,
                                        options.seed)}
         self.steps = {"pretrain": 0 if options.pretrained else options.pretrain_steps, "sft": options.sft_steps}
-        # Two threads, each with half of the cores and half of the batch: on a CPU that is faster than one
-        # thread with all cores, above all when another program runs beside. Exactly two, since a gradient
-        # a + b is the same number as b + a, whichever half comes first: the same seed gives the same run.
+        # A batch is halved between two threads, exactly two: a gradient a + b is the same number as b + a,
+        # whichever half comes first, so the same seed gives the same run.
         self.halves = 2 if device.type == "cpu" and self.world == 1 else 1
-        threads = max(1, torch.get_num_threads() // self.halves)
-
-        def start_thread():
-            torch.set_num_threads(threads)
-            if device.type == "cuda":
-                torch.cuda.set_device(device)  # every thread has a current device of its own
-
-        self.pool = ThreadPoolExecutor(self.halves, initializer=start_thread)
+        self.pool = runs.threads(device, self.halves)
         self.seconds, self.metrics_bytes, self.losses = dict.fromkeys(STAGES, 0.0), 0, []
         self.loss, self.stop = float("nan"), False
         if resume_from:
