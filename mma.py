@@ -50,7 +50,7 @@ def may_attend(q_pos, k_pos, q_modality, k_modality, q_generated, k_generated, k
 def attention_mask(modality, generated, kind="mma", validate=True):
     """The mask of a whole batch, as `F.scaled_dot_product_attention` takes it.
 
-    modality:  (B, T) integers: PAD, TEXT, IMAGE or any id above, for each position.
+    modality:  (B, T) signed integers: PAD, TEXT, IMAGE or any id above, for each position.
     generated: (B, T) bool: True where the model must produce the token (the answer and its end token).
     kind:      one of KINDS.
     validate:  False skips the checks of the values (not of shapes and dtypes), for which the host would
@@ -98,15 +98,15 @@ def _check(modality, generated, kind, validate):
             raise ValueError(f"{name} must be a tensor of shape (B, T), but is {given}")
     if modality.shape != generated.shape:
         raise ValueError(f"modality {tuple(modality.shape)} and generated {tuple(generated.shape)} differ in shape")
-    if modality.is_floating_point() or modality.is_complex() or modality.dtype == torch.bool:
-        raise ValueError(f"modality must hold integers, but its dtype is {modality.dtype}")
+    if modality.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64):
+        raise ValueError(f"modality must hold signed integers, but its dtype is {modality.dtype}")
     if generated.dtype != torch.bool:
         raise ValueError(f"generated must be bool, but its dtype is {generated.dtype}")
     if modality.device != generated.device:
         raise ValueError(f"modality is on {modality.device}, generated on {generated.device}: move one of them")
     if not validate:
         return
-    if modality.dtype != torch.uint8 and (modality < PAD).any():
+    if (modality < PAD).any():
         b, t = (modality < PAD).nonzero()[0].tolist()
         raise ValueError(f"modality[{b}, {t}] is {modality[b, t].item()}: the smallest id is PAD ({PAD})")
     wrong = generated & (modality != TEXT)

@@ -167,7 +167,7 @@ def test_mma_opens_image_to_question_and_nothing_else():
     assert pairs == {("img", word) for word in ("is", "there", "a", "cat", "?", "<assistant>")}
 
 
-def test_any_integer_dtype_gives_the_same_mask():
+def test_any_signed_integer_dtype_gives_the_same_mask():
     modality, generated = torch.tensor([MODALITY]), torch.tensor([GENERATED]).bool()
     wanted = attention_mask(modality, generated, "mma")
     for dtype in (torch.int8, torch.int16, torch.int32):
@@ -184,6 +184,7 @@ GOOD = torch.tensor([[IMAGE, TEXT, TEXT]]), torch.tensor([[False, False, True]])
     (GOOD[0], GOOD[1][:, :2], "mma", "differ in shape"),
     (GOOD[0].float(), GOOD[1], "mma", "dtype is torch.float32"),
     (GOOD[0].bool(), GOOD[1], "mma", "dtype is torch.bool"),
+    (GOOD[0].to(torch.uint8), GOOD[1], "mma", "signed integers, but its dtype is torch.uint8"),
     (GOOD[0], GOOD[1].long(), "mma", "generated must be bool"),
     (GOOD[0], GOOD[1], "bidirectional", "unknown kind of attention 'bidirectional'"),
     (GOOD[0] - 3, GOOD[1], "mma", r"modality\[0, 0\] is -2"),

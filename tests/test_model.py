@@ -172,6 +172,8 @@ def test_sampling_follows_the_softmax_of_the_top_k():
     torch.testing.assert_close(drawn, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.02, rtol=0)
 
 
+# Compiling takes a minute, and what is tested here is the mask: the slow form will do.
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("kind", KINDS)
 def test_flex_attention_gives_the_logits_of_the_dense_mask(kind):
     torch.manual_seed(0)
