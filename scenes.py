@@ -324,7 +324,7 @@ def render(split, n, cache_dir):
 
 def sheet(scenes, lines, path, columns=4, side=256):
     """Write to path a picture of scenes, each over its lines of text: a list of (text, RGB colour) for each."""
-    font, gap, height = ImageFont.load_default(size=14), 14, side + 28 + 19 * max(map(len, lines))
+    font, gap, height = ImageFont.load_default(size=13), 14, side + 28 + 19 * max(map(len, lines))
     width = side + gap
     picture = Image.new("RGB", (columns * width + gap, -(-len(scenes) // columns) * height + gap), WHITE)
     for i, scene in enumerate(scenes):
