@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -122,13 +123,16 @@ class Bench:
         self.tokens = batch.ids.numel()
         kind = "mma" if stage == "sft" else "causal"
 
-        def forward_backward():
-            self.model(**batch.to(self.device).inputs(), kind=kind)[1].backward()
+        def count(rows):
+            """The model's FLOP for one step, batch by batch, as lengths and so padding vary between steps."""
+            with FlopCounterMode(display=False) as counter, runs.autocast(self.device):
+                for part in np.array_split(rows, trainer.halves):
+                    inputs = trainer.examples[stage].batch(part).to(self.device).inputs()
+                    self.model(**inputs, kind=kind)[1].backward()
+            self.model.zero_grad(set_to_none=True)
+            return counter.get_total_flops()
 
-        with FlopCounterMode(display=False) as counter, runs.autocast(self.device):
-            forward_backward()
-        self.model.zero_grad(set_to_none=True)
-        flops, parts, whole = counter.get_total_flops(), [], []
+        rows, parts, whole = [], [], []
         rates = self.matmul_rate()
         with timed_parts(trainer, clock):
             for step in range(2 + self.options.steps):
@@ -138,19 +142,20 @@ class Bench:
                 trainer.step += 1
                 if step >= 2:
                     whole.append(seconds)
+                    rows.append(trainer.batches[stage][step])
                     part["decoder forward"] = part.pop("forward") - part["mask"] - part["ViT forward"]
                     part["everything else"] = seconds - sum(part.values())
                     parts.append(part)
         rates += self.matmul_rate()
-        samples = len(batch.ids)
+        flops = [count(r) for r in rows]
         self.add(f"{stage}: steps a second", [1 / t for t in whole], digits=2)
-        self.add(f"{stage}: samples a second", [samples / t for t in whole], digits=0)
+        self.add(f"{stage}: samples a second", [len(r) / t for r, t in zip(rows, whole)], digits=0)
         for name in ("data", "mask", "ViT forward", "decoder forward", "backward", "optimizer", "everything else"):
             self.add(f"{stage}: share of {name}", [p[name] / t for p, t in zip(parts, whole)], " %", 100)
-        self.add(f"{stage}: model FLOP a step", [flops], " GFLOP", 1e-9)
-        self.add(f"{stage}: model FLOP/s", [flops / t for t in whole], " GFLOP/s", 1e-9)
+        self.add(f"{stage}: model FLOP a step", flops, " GFLOP", 1e-9)
+        self.add(f"{stage}: model FLOP/s", [f / t for f, t in zip(flops, whole)], " GFLOP/s", 1e-9)
         self.add(f"{stage}: matrix-multiply rate", rates, " GFLOP/s", 1e-9)
-        self.add(f"{stage}: MFU", [flops / t / median(rates) for t in whole], " %", 100)
+        self.add(f"{stage}: MFU", [f / t / median(rates) for f, t in zip(flops, whole)], " %", 100)
 
     def step_ratio(self):
         """The time of a step under mma as a multiple of that under causal, as forward and backward in turn."""

@@ -118,7 +118,7 @@ class ViT(nn.Module):
         if images.dim() != 4 or images.shape[1:] != (size, size, 3) or images.dtype != torch.uint8:
             raise ValueError(f"images must be (N, {size}, {size}, 3) uint8, "
                              f"but are {tuple(images.shape)} {images.dtype}")
-        N, g, margin = len(images), size // p, (self.config.window - p) // 2  # g patches a side
+        margin = (self.config.window - p) // 2
         x = images.permute(0, 3, 1, 2).to(self.patch.weight.dtype) / 127.5 - 1  # (N, 3, size, size)
         x = F.unfold(x, self.config.window, stride=p, padding=margin).transpose(1, 2)  # (N, P, 3 window window)
         x = self.patch(x) + self.position  # (N, P, D)
