@@ -73,12 +73,15 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(B, T, 3, self.heads, D // self.heads).unbind(2)  # (B, T, H, D/H) each
         q, k = (F.layer_norm(z, z.shape[-1:]) for z in (q, k))
         q, k, v = (z.transpose(1, 2) for z in (q, k, v))  # (B, H, T, D/H)
+        if q.is_cpu and q.dtype == torch.bfloat16:  # the backward of that kernel takes ten times float32's
+            q, k, v = q.float(), k.float(), v.float()
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, S, D/H)
         if isinstance(mask, BlockMask):
             y = flex_attention(q, k, v, block_mask=mask)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            with torch.autocast("cpu", enabled=False):
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
 

@@ -63,6 +63,8 @@ def parse(arguments=None):
     p.add_argument("--save-every", type=runs.number(float, 0), default=60,
                    help="seconds between two checkpoints (default: 60)")
     p.add_argument("--resume", metavar="FOLDER", help="go on with an interrupted run; takes no other option")
+    p.add_argument("--float32", action="store_true",
+                   help="train in float32 also where the hardware is faster in bfloat16")
     p.add_argument("--compile", action="store_true", help="torch.compile: a slow start, then faster; for GPUs")
     p.add_argument("--flex", action="store_true",
                    help="FlexAttention's block mask instead of a dense one; for long rows on CUDA, with --compile")

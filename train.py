@@ -31,6 +31,7 @@ from options import PRESETS, parse
 
 STAGES = ("pretrain", "sft")
 WARMUP = 20  # steps
+PRETRAIN_ATTENTION = "causal"  # MMA would open nothing: there is no question yet (`compare.py` shows what would leak)
 FREEZE_VIT = True  # in fine-tuning
 COOLDOWN = 0.3  # last share of a stage, in which the learning rate falls to 0; plateaus want it high till then
 
@@ -119,7 +120,8 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
         runs.save(self.folder / name, runs.pack(
             self.model, self.tokenizer, stage=self.stage, attention=self.options.attention, order=self.options.order,
-            seed=self.options.seed, options=vars(self.options), seconds=self.seconds, training=training))
+            seed=self.options.seed, options=vars(self.options), seconds=self.seconds, training=training,
+            data=self.batches[self.stage].fingerprint(self.steps[self.stage]) if finished else None))
 
     def log(self, line):
         """Append one line to metrics.jsonl. No clock times in it: on a CPU the same seed writes the same file."""
@@ -210,8 +212,8 @@ class Trainer:
         Muon needs no special case: it comes after that, and works on equal gradients everywhere.
         """
         batch = examples.batch(rows).to(self.device)
-        kind = self.options.attention if self.stage == "sft" else "causal"
-        with runs.autocast(self.device):
+        kind = self.options.attention if self.stage == "sft" else PRETRAIN_ATTENTION
+        with runs.autocast(self.device, not self.options.float32):
             _, loss = self.parallel(**batch.inputs(), kind=kind, validate=self.device.type == "cpu")
         loss = loss * float(examples.answer_lengths[rows].sum() / answers)
         (loss * self.world).backward()

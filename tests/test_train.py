@@ -29,7 +29,7 @@ def small(tmp_path, monkeypatch, cache):
     monkeypatch.chdir(tmp_path)
 
     def set_up(*arguments):
-        common = ["--cache", cache, "--device", "cpu", "--val-scenes", "8", "--log-every", "10"]
+        common = ["--cache", cache, "--device", "cpu", "--val-scenes", "8", "--log-every", "10", "--float32"]
         return train.set_up(train.parse([*common, *map(str, arguments)]))
 
     def run(*arguments):
@@ -103,6 +103,14 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(small):
     assert (a.folder / "metrics.jsonl").read_bytes() != (c.folder / "metrics.jsonl").read_bytes()
 
 
+def test_training_in_bfloat16_follows_training_in_float32(small, monkeypatch):
+    losses = []
+    for name in ("float32", "bfloat16"):
+        losses.append([line["loss"] for line in lines(small("--name", name, "--eval-every", 60).folder) if "loss" in line])
+        monkeypatch.setattr(runs, "autocast", lambda device, wanted=True: torch.autocast("cpu", torch.bfloat16))
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
 def test_halving_a_batch_between_threads_does_not_change_its_gradient(small):
     trainer = small("--pretrain-steps", 3, "--sft-steps", 3)
     examples, rows = trainer.examples["sft"], trainer.batches["sft"][0]
@@ -145,7 +153,7 @@ def test_one_and_two_processes_train_alike(tmp_path, cache):
     """torchrun with 1 and 2 processes (gloo): the same losses, step by step, and the same weights in the end."""
     program = str(Path(train.__file__))
     arguments = ["--scenes", "64", "--val-scenes", "4", "--batch-size", "6", "--pretrain-steps", "4", "--sft-steps", "4",
-                 "--log-every", "1", "--eval-every", "4", "--cache", cache, "--device", "cpu"]
+                 "--log-every", "1", "--eval-every", "4", "--cache", cache, "--device", "cpu", "--float32"]
     losses, weights = [], []
     for n in (1, 2):
         command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}", "--standalone", program]
