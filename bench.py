@@ -244,9 +244,8 @@ class Bench:
 
     def pope(self):
         """Questions a second. The untrained model's answers are cut at two tokens, the length of trained ones."""
-        test = TestSet(self.options.cache, 100)
+        test = TestSet.of_scenes(self.options.cache, 100)
         checkpoint = {"attention": "mma", "order": "image-first"}
-        questions = sum(map(len, test.questions.values())) + len(test.kinds)
         generate = self.model.generate
 
         def two_tokens(images, ids, modality, max_new_tokens, *rest):
@@ -254,7 +253,7 @@ class Bench:
 
         with patch.object(self.model, "generate", two_tokens):
             [taken] = repeat(self.clock, [lambda: test.evaluate(self.model, self.trainer.tokenizer, checkpoint)], 3, 1)
-        self.add("POPE: questions a second", [questions / t for t in taken], digits=0)
+        self.add("POPE: questions a second", [len(test) / t for t in taken], digits=0)
 
     def rendering(self):
         """Scenes drawn a second, one core."""

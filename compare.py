@@ -82,14 +82,14 @@ def pretrained(seed, extra, name="pretrain", patches=()):
     return trained(name, seed, ["--sft-steps", 0, *extra], patches)
 
 
-def fine_tuned(row, seed, extra, longer=1):
-    """The folder of one row of the comparison."""
+def fine_tuned(row, seed, extra, longer=1, name=None, patches=()):
+    """The folder of one row of the comparison; with a name and patches, of a variant of it."""
     attention, order = ROWS[row]
     start = pretrained(seed, extra) / "pretrained.pt"
     steps = train.parse(extra).sft_steps
-    return trained(row if longer == 1 else f"long-{row}", seed, [
+    return trained(name or (row if longer == 1 else f"long-{row}"), seed, [
         *extra, "--attention", attention, "--order", order, "--pretrained", start,
-        "--sft-steps", steps * longer, "--eval-every", max(1, steps * longer // 16)])
+        "--sft-steps", steps * longer, "--eval-every", max(1, steps * longer // 16)], patches)
 
 
 def metrics(folder, stage):
@@ -169,8 +169,8 @@ def tables(results):
 def example_caption(folder, cache):
     """The caption that a pre-trained model writes for the first validation scene."""
     network, tokenizer, _ = runs.load(folder / "pretrained.pt")
-    images, captions, _ = train.scene_items("val", 8, 0, cache)
-    examples = train.Examples(captions[:1], images, tokenizer, network.config)
+    val = train.scene_items("val", 8, 0, cache)
+    examples = train.Examples(val.captions[:1], val.images, tokenizer, network.config)
     return train.answer(network, examples, [0], "causal", 64)[0]
 
 
@@ -191,7 +191,7 @@ def main():
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seeds", type=runs.number(int, 1), default=3, help="seeds a row (default: 3)")
-    p.add_argument("--images", type=runs.number(int, 1), default=500, help="test scenes of POPE (default: 500)")
+    p.add_argument("--scenes", type=runs.number(int, 1), default=500, help="test scenes of POPE (default: 500)")
     p.add_argument("train", nargs="*", help="after --: further options of train.py, such as -- --sft-steps 300")
     options = p.parse_args()
     extra, cache, seeds = options.train, train.parse(options.train).cache, range(options.seeds)
@@ -199,7 +199,7 @@ def main():
 
     def test():
         if not test_sets:
-            test_sets.append(TestSet(cache, options.images))
+            test_sets.append(TestSet.of_scenes(cache, options.scenes))
         return test_sets[0]
 
     def rows_of(names, seeds, longer=1):

@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -102,13 +103,21 @@ class Batch:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One example before it is tokenized."""
     pictures: tuple  # indices into the array of images, in the order in which they are shown
     prompt: str  # the question; None in a document
     answer: str
     kind: str = ""  # kind of question, for accuracies by kind
+
+
+class Material(NamedTuple):
+    """One split of a data set, as training wants it."""
+    images: np.ndarray  # (N, size, size, 3) uint8
+    captions: list  # of Item, documents
+    questions: list  # of Item
+    objects: list  # for each picture the set of the kinds in it
 
 
 class Examples:
@@ -223,13 +232,13 @@ class Batches:
 
 
 def scene_items(split, n, seed, cache_dir):
-    """The picture world as training material.
+    """The picture world as training material: a Material of the first n scenes of a split ("train", "val", "test").
 
-    Returns (images (n, 64, 64, 3) uint8, captions: list of Item, questions: list of Item) of the first n
-    scenes of a split ("train", "val", "test"); seed varies which questions are asked, not the scenes.
+    seed varies which questions are asked, not the scenes.
     """
     world = [scenes.make_scene(s) for s in scenes.split_seeds(split, n)]
-    images = scenes.render(split, n, cache_dir)
-    captions = [Item((i,), None, scenes.caption(scene), "caption") for i, scene in enumerate(world)]
-    questions = [Item((i,), q.text, q.answer, q.kind) for i, asked in enumerate(scenes.ask(world, seed)) for q in asked]
-    return images, captions, questions
+    return Material(
+        images=scenes.render(split, n, cache_dir),
+        captions=[Item((i,), None, scenes.caption(scene), "caption") for i, scene in enumerate(world)],
+        questions=[Item((i,), q.text, q.answer, q.kind) for i, asked in enumerate(scenes.ask(world, seed)) for q in asked],
+        objects=[{thing.kind for thing in scene.things} for scene in world])

@@ -1,73 +1,30 @@
-"""POPE: how often does the model see objects that are not there? Read `train.py` before.
+"""POPE: how often does the model see objects that are not there? Read `pope.py` and `train.py` before.
 
-POPE ("Evaluating Object Hallucination in Large Vision-Language Models", Li et al. 2023, arXiv 2305.10355)
-asks about each picture for three objects that are in it and three that are not. The absent ones are
-drawn at random (`random`), from the most frequent kinds (`popular`), or from the kinds that most often
-stand together with those in the picture (`adversarial`): the better a model knows what usually is there,
-the harder not to say yes.
-
-    python eval_pope.py                           the newest run
+    python eval_pope.py                           the newest run, on test scenes of the picture world
     python eval_pope.py runs/causal-* runs/mma-*  several, averaged over seeds
+    python eval_pope.py --pope coco_pope_random.json coco_pope_popular.json --images val2014 runs/NAME
+                                                  the official files, on photographs
+    python eval_pope.py --build annotations/instances_val2017.json --out DIR
+                                                  make such files from any COCO-format annotations
 """
 import argparse
 import json
-import random
-from collections import Counter, defaultdict
+import sys
+from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 from tqdm import tqdm
 
+import coco
+import pictures
 import runs
 import scenes
 from data import EOS_ID, Examples, Item, scene_items
+from pope import SPLITS, build, pope_items, question_text, read, write
 
-SPLITS = ("random", "popular", "adversarial")
 METRICS = ("accuracy", "precision", "recall", "f1", "yes-ratio")
-
-
-def build(objects, split, seed=0, images=500, least=3, each=3):
-    """Build the POPE questions of one split, as the official builder does.
-
-    objects: for each picture the set or list of the kinds in it.
-    `images` pictures (in seeded order) with at least `least` kinds get `each` questions about kinds that are
-    there, the same in every split, each followed by one about a kind that is not.
-    Returns a list of (picture index, kind, "yes" or "no"). Raises ValueError for an unknown split.
-    """
-    if split not in SPLITS:
-        raise ValueError(f"unknown POPE split {split!r}: choose one of {', '.join(SPLITS)}")
-    shared, rng = random.Random(seed), random.Random(f"{seed} {split}")
-    objects = [sorted(set(kinds)) for kinds in objects]
-    frequency = Counter(kind for kinds in objects for kind in kinds)
-    popular = sorted(frequency, key=lambda kind: (-frequency[kind], kind))
-    together = defaultdict(Counter)
-    for kinds in objects:
-        for a in kinds:
-            together[a].update(b for b in kinds if b != a)
-    chosen = [i for i, kinds in enumerate(objects) if len(kinds) >= least]
-    shared.shuffle(chosen)
-    questions = []
-    for i in sorted(chosen[:images]):
-        asked = set()
-        for kind in shared.sample(objects[i], each):
-            questions.append((i, kind, "yes"))
-            if split == "random":
-                candidates = rng.sample(popular, len(popular))
-            elif split == "popular":
-                candidates = popular
-            else:  # what most often stands together with this very object
-                candidates = sorted(popular, key=lambda other: -together[kind][other])
-            absent = next((c for c in candidates if c not in objects[i] and c not in asked), None)
-            if absent is not None:  # a picture that shows everything leaves nothing to ask for
-                questions.append((i, absent, "no"))
-                asked.add(absent)
-    return questions
-
-
-def question_text(kind):
-    """POPE's wording."""
-    return f"Is there {scenes.a_or_an(kind)} in the image?"
 
 
 def verdict(answer):
@@ -126,27 +83,64 @@ def accuracy_by_kind(examples, rows, answers):
     return {kind: mean(hits) for kind, hits in right.items()}
 
 
-def objects_of(world):
-    """For each Scene of a list the set of the kinds in it, as `build` wants them."""
-    return [{thing.kind for thing in scene.things} for scene in world]
-
-
-def pope_items(questions, kind):
-    """The questions of `build` as Items for `data.Examples`."""
-    return [Item((i,), question_text(name), label, kind) for i, name, label in questions]
-
-
 class TestSet:
-    """The three splits and the questions of every kind about the same test scenes, made once for all runs."""
+    """POPE's questions about pictures, and questions of other kinds about them, made once for all runs.
 
-    def __init__(self, cache, images=500, seed=0):
-        """images: pictures a split. Frequencies are counted over twice as many scenes, as some have too few kinds."""
-        self.images, _, kinds = scene_items("test", 2 * images, seed, cache)
-        world = [scenes.make_scene(s) for s in scenes.split_seeds("test", 2 * images)]
-        self.names = [f"scene-{scene.seed}" for scene in world]
-        self.questions = {split: build(objects_of(world), split, seed, images) for split in SPLITS}
-        shown = {i for i, _, _ in self.questions["random"]}
-        self.kinds = [item for item in kinds if item.pictures[0] in shown]
+    images: (N, size, size, 3) uint8; names: for each split the list of the official-format question dicts;
+    questions: for each split the list of Items, in the same order; kinds: list of further Items.
+    """
+
+    def __init__(self, images, splits, items, kinds=()):
+        self.images, self.splits, self.questions, self.kinds = images, splits, items, list(kinds)
+
+    @classmethod
+    def of_scenes(cls, cache, number=500, seed=0):
+        """Test scenes, `number` a split. Frequencies are counted over twice as many, as some have too few kinds."""
+        test, seeds = scene_items("test", 2 * number, seed, cache), scenes.split_seeds("test", 2 * number)
+        splits, items = {}, {}
+        for split in SPLITS:
+            asked = build(test.objects, split, seed, number)
+            items[split] = pope_items(asked, split)
+            splits[split] = [{"question_id": n, "image": f"scene-{seeds[i]}", "text": question_text(kind),
+                              "label": label} for n, (i, kind, label) in enumerate(asked, 1)]
+        shown = {item.pictures for item in items["random"]}
+        return cls(test.images, splits, items, [item for item in test.questions if item.pictures in shown])
+
+    @classmethod
+    def of_files(cls, paths, folder, size, cache, strict=False):
+        """Official POPE files about the pictures of a folder.
+
+        Questions without their picture are counted and named on stderr; strict makes them an error.
+        Raises ValueError also for what `pope.read` and `pictures.load_all` refuse, and if no picture is there.
+        """
+        splits, folder = {}, Path(folder)
+        for path in map(Path, paths):
+            split = next((s for s in SPLITS if path.stem.endswith(s)), path.stem)
+            if split in splits:
+                raise ValueError(f"--pope {path}: a second file called {split}; give files of different names")
+            splits[split] = read(path)
+        names = sorted({question["image"] for asked in splits.values() for question in asked})
+        there = [name for name in names if pictures.inside(folder, name).is_file()]
+        missing, total = set(names) - set(there), sum(map(len, splits.values()))
+        if missing:
+            left = sum(question["image"] in missing for asked in splits.values() for question in asked)
+            line = (f"{folder}: {len(missing)} of {len(names)} pictures are not there (such as {min(missing)}): "
+                    f"{left:,} of {total:,} questions are left out, {total - left:,} are asked")
+            if strict or not there:
+                raise ValueError(line)
+            print(line, file=sys.stderr)
+        images, bad = pictures.load_all(folder, there, size, cache)
+        at = {name: i for i, name in enumerate(there) if i not in bad}
+        for reason in bad.values():
+            print(f"left out: {reason}", file=sys.stderr)
+        splits = {split: [q for q in asked if q["image"] in at] for split, asked in splits.items()}
+        items = {split: [Item((at[q["image"]],), q["text"], q["label"], split) for q in asked]
+                 for split, asked in splits.items()}
+        return cls(images, splits, items)
+
+    def __len__(self):
+        """The number of questions."""
+        return sum(map(len, self.questions.values())) + len(self.kinds)
 
     def evaluate(self, model, tokenizer, checkpoint, progress=None):
         """Let one model answer everything.
@@ -154,14 +148,17 @@ class TestSet:
         Returns (scores: split -> dict of METRICS, accuracy: question kind -> share right, answers: split ->
         list of texts in the order of `self.questions[split]`).
         """
-        items = [item for split in SPLITS for item in pope_items(self.questions[split], split)] + self.kinds
+        if self.images.shape[1] != model.config.image_size:
+            raise ValueError(f"the pictures are {self.images.shape[1]} pixels a side, but the model was trained on "
+                             f"{model.config.image_size}; a model of photographs is asked with --pope and --images")
+        items = [item for asked in self.questions.values() for item in asked] + self.kinds
         examples = Examples(items, self.images, tokenizer, model.config, evaluation_order(checkpoint["order"]))
         rows = sorted(range(len(items)), key=lambda row: items[row].pictures)  # questions of a picture side by side
         answers = [None] * len(items)
         for row, text in zip(rows, answer(model, examples, rows, checkpoint["attention"], progress=progress)):
             answers[row] = text
-        texts = {split: [text for item, text in zip(items, answers) if item.kind == split] for split in SPLITS}
-        scores = {split: score(texts[split], [label for _, _, label in self.questions[split]]) for split in SPLITS}
+        texts = {split: [text for item, text in zip(items, answers) if item.kind == split] for split in self.questions}
+        scores = {split: score(texts[split], [item.answer for item in asked]) for split, asked in self.questions.items()}
         rest = range(len(items) - len(self.kinds), len(items))
         return scores, accuracy_by_kind(examples, rest, [answers[row] for row in rest]), texts
 
@@ -172,13 +169,33 @@ class TestSet:
         """
         folder, name = (path, "pope") if path.is_dir() else (path.parent, f"pope_{path.stem}")
         name = name.removesuffix("_model")
-        for split in SPLITS:
-            with open(folder / f"{name}_{split}_questions.jsonl", "w") as asked, \
-                    open(folder / f"{name}_{split}_answers.jsonl", "w") as given:
-                for n, ((i, kind, label), text) in enumerate(zip(self.questions[split], texts[split]), 1):
-                    question = {"question_id": n, "image": self.names[i], "text": question_text(kind), "label": label}
-                    print(json.dumps(question), file=asked)
-                    print(json.dumps({"question_id": n, "question": question["text"], "answer": text}), file=given)
+        for split, asked in self.splits.items():
+            write(folder / f"{name}_{split}_questions.jsonl", asked)
+            write(folder / f"{name}_{split}_answers.jsonl", [
+                {"question_id": question["question_id"], "question": question["text"], "answer": text}
+                for question, text in zip(asked, texts[split])])
+
+
+def build_files(path, out, seed, number=500):
+    """Build the three POPE files from an instances_*.json, as the official builder does; returns their paths.
+
+    `number` pictures that show at least three kinds, six questions each; says on stderr if there are fewer.
+    """
+    names, objects, crowds = coco.read_objects(path)
+    present = [set(objects[i]) | crowds[i] for i in names]
+    files, paths, out = list(names.values()), [], Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        asked = build(present, split, seed, number)
+        if not asked:
+            raise ValueError(f"{path}: no picture shows three kinds of object; POPE asks about such pictures only")
+        paths.append(out / f"coco_pope_{split}.json")
+        write(paths[-1], [{"question_id": n, "image": files[i], "text": question_text(kind), "label": label}
+                          for n, (i, kind, label) in enumerate(asked, 1)])
+    found = len({i for i, _, _ in asked})
+    if found < number:
+        print(f"{path}: only {found} pictures show three kinds of object, not {number}", file=sys.stderr)
+    return paths
 
 
 def sheet(model, tokenizer, checkpoint, path):
@@ -222,23 +239,47 @@ def label_of(checkpoint):
     return label + (" (UNFINISHED)" if checkpoint["training"] else "")
 
 
-def main():
+def parse(arguments=None):
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("runs", nargs="*", type=Path, help="run folders or checkpoints (default: the newest run)")
-    p.add_argument("--images", type=runs.number(int, 1), default=500, help="test scenes a split, six questions each (default: 500)")
+    p.add_argument("--scenes", type=runs.number(int, 1), default=500,
+                   help="test scenes a split, six questions each; pictures a split for --build (default: 500)")
     p.add_argument("--seed", type=runs.number(int, 0), default=0, help="of the questions (default: 0)")
     p.add_argument("--sheet", metavar="FILE", help="also draw some test scenes with questions and the model's answers")
+    p.add_argument("--pope", metavar="FILE", nargs="+", help="answer these official POPE files instead; takes --images")
+    p.add_argument("--images", metavar="DIR", help="folder of the pictures that --pope asks about")
+    p.add_argument("--strict", action="store_true", help="with --pope: a missing picture is an error")
+    p.add_argument("--build", metavar="FILE", help="build POPE files from this instances_*.json; takes --out")
+    p.add_argument("--out", metavar="DIR", help="folder for the files of --build")
     p.add_argument("--device", help="cpu, cuda, mps, ... (default: CUDA, then MPS, then CPU)")
-    p.add_argument("--cache", default="cache", help="folder of the rendered scenes (default: cache)")
-    options = p.parse_args()
+    p.add_argument("--cache", default="cache", help="folder of rendered and decoded pictures (default: cache)")
+    options = p.parse_args(arguments)
+    if bool(options.pope) != bool(options.images):
+        p.error("--pope and --images go together: the question files, and the folder of their pictures")
+    if bool(options.build) != bool(options.out):
+        p.error("--build and --out go together: the annotations, and the folder for the files")
+    return options
+
+
+def main():
+    """The command line."""
+    options = parse()
+    if options.build:
+        print("wrote " + ", ".join(map(str, build_files(options.build, options.out, options.seed, options.scenes))))
+        return
     device = runs.pick_device(options.device)
     paths = options.runs or [runs.newest()]
     loaded = [(path, *runs.load(path, device)) for path in paths]  # a bad one is refused before the long part
-    test = TestSet(options.cache, options.images, options.seed)
-    total = len(loaded) * (sum(map(len, test.questions.values())) + len(test.kinds))
+    if options.pope:
+        test = TestSet.of_files(options.pope, options.images, loaded[0][1].config.image_size, options.cache, options.strict)
+    else:
+        for path, _, _, checkpoint in loaded:
+            if checkpoint.get("options", {}).get("data") == "coco":
+                raise ValueError(f"{path}: trained on photographs; ask it with --pope FILES --images DIR")
+        test = TestSet.of_scenes(options.cache, options.scenes, options.seed)
     grouped = defaultdict(list)
-    with tqdm(total=total, unit="question") as bar:
+    with tqdm(total=len(loaded) * len(test), unit="question") as bar:
         for path, model, tokenizer, checkpoint in loaded:
             bar.set_description(str(path))
             scores, accuracy, texts = test.evaluate(model, tokenizer, checkpoint, bar)
@@ -246,25 +287,28 @@ def main():
             grouped[label_of(checkpoint)].append((scores, accuracy))
     if options.sheet:
         sheet(*loaded[0][1:], options.sheet)
-    pictures, split = len({i for i, _, _ in test.questions["random"]}), test.questions["random"]
-    print(f"\nPOPE on {pictures} test scenes, {len(split)} questions a split, in percent")
+    splits = list(test.questions)
+    print("\nPOPE in percent; questions: " + ", ".join(f"{split} {len(test.questions[split]):,}" for split in splits)
+          + f"; pictures: {len({item.pictures for asked in test.questions.values() for item in asked})}")
     if len(loaded) == 1:
         [(label, [(scores, accuracy)])] = grouped.items()
         print(f"{loaded[0][0]}: {label}\n")
-        print(markdown(["split", *METRICS], [[s, *(percent([scores[s][m]]) for m in METRICS)] for s in SPLITS]))
-        print("\naccuracy by kind of question")
-        print(markdown(list(accuracy), [[percent([a]) for a in accuracy.values()]]))
+        print(markdown(["split", *METRICS], [[s, *(percent([scores[s][m]]) for m in METRICS)] for s in splits]))
+        if accuracy:
+            print("\naccuracy by kind of question")
+            print(markdown(list(accuracy), [[percent([a]) for a in accuracy.values()]]))
         return
     print("mean ± standard deviation over runs of the same attention\n")
-    columns = [(s, m) for m in ("accuracy", "f1") for s in SPLITS]
+    columns = [(s, m) for m in ("accuracy", "f1") for s in splits]
     print(markdown(["attention", "runs", *(f"{s} {m}" for s, m in columns)], [
         [label, str(len(found)), *(percent([scores[s][m] for scores, _ in found]) for s, m in columns)]
         for label, found in grouped.items()]))
-    print("\naccuracy by kind of question")
     kinds = list(next(iter(grouped.values()))[0][1])
-    print(markdown(["attention", *kinds], [
-        [label, *(percent([accuracy[kind] for _, accuracy in found]) for kind in kinds)]
-        for label, found in grouped.items()]))
+    if kinds:
+        print("\naccuracy by kind of question")
+        print(markdown(["attention", *kinds], [
+            [label, *(percent([accuracy[kind] for _, accuracy in found]) for kind in kinds)]
+            for label, found in grouped.items()]))
 
 
 if __name__ == "__main__":

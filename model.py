@@ -69,10 +69,7 @@ class Attention(nn.Module):
 
     def forward(self, x, mask=None, cache=None):
         """x: (B, T, D) -> (B, T, D); mask: None, a (B, 1, T, S) bool or a BlockMask; cache: a KVCache or None."""
-        B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.heads, D // self.heads).unbind(2)  # (B, T, H, D/H) each
-        q, k = (F.layer_norm(z, z.shape[-1:]) for z in (q, k))
-        q, k, v = (z.transpose(1, 2) for z in (q, k, v))  # (B, H, T, D/H)
+        q, k, v = self.split(x)
         if q.is_cpu and q.dtype == torch.bfloat16:  # the backward of that kernel takes ten times float32's
             q, k, v = q.float(), k.float(), v.float()
         if cache is not None:
@@ -82,7 +79,23 @@ class Attention(nn.Module):
         else:
             with torch.autocast("cpu", enabled=False):
                 y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(y.transpose(1, 2).reshape(B, T, D))
+        return self.out(y.transpose(1, 2).reshape(x.shape))
+
+    def split(self, x):
+        """x: (B, T, D) -> queries, keys and values, (B, H, T, D/H) each."""
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.heads, D // self.heads).unbind(2)  # (B, T, H, D/H) each
+        q, k = (F.layer_norm(z, z.shape[-1:]) for z in (q, k))
+        return tuple(z.transpose(1, 2) for z in (q, k, v))
+
+    def weights(self, x, mask):
+        """How strongly each position looks at each: the softmax that the kernels of `forward` never return.
+
+        x: (B, T, D), mask: (B, 1, T, T) bool -> (B, H, T, T), rows that sum to 1. For looking (see `sample.py`).
+        """
+        q, k, _ = self.split(x)
+        logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        return logits.masked_fill(~mask, float("-inf")).softmax(-1)
 
 
 class Block(nn.Module):

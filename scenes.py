@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -309,16 +310,19 @@ def render(split, n, cache_dir):
             print(f"{path} doesn't hold the pictures its name promises: drawing them again")
         except (ValueError, EOFError, OSError) as error:
             print(f"{path} is damaged ({error}): drawing it again")
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        pictures = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape)
-        for i, seed in enumerate(tqdm(seeds, desc=f"drawing {split}", unit="scene")):
-            pictures[i] = draw(make_scene(seed))
-        del pictures  # flushes and closes
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(unfinished, "wb") as file:  # not mapped: on a full disk that would be no error but a crash
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for seed in tqdm(seeds, desc=f"drawing {split}", unit="scene"):
+                file.write(draw(make_scene(seed)).tobytes())
         os.replace(unfinished, path)  # in one step: a file of this name is always whole
+    except OSError as error:
+        raise OSError(f"--cache {cache_dir}: pictures cannot be kept there ({error.strerror})") from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 

@@ -11,6 +11,7 @@ stays the same.
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -23,11 +24,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import runs
-import scenes
+from coco import fitting, load_coco
 from data import Batches, Examples, Tokenizer, scene_items
-from eval_pope import accuracy_by_kind, answer, build, evaluation_order, objects_of, pope_items
+from eval_pope import accuracy_by_kind, answer, evaluation_order
 from model import Config, MultimodalGPT, make_optimizers
 from options import PRESETS, parse
+from pope import build, pope_items
 
 STAGES = ("pretrain", "sft")
 WARMUP = 20  # steps
@@ -44,10 +46,11 @@ class Trainer:
         self.options, self.folder, self.device = options, Path(folder), device
         self.rank, self.world = rank(), dist.get_world_size() if dist.is_initialized() else 1
         self.preset = preset = PRESETS[options.preset]
-        images, captions, questions = scene_items("train", options.scenes, options.seed, options.cache)
-        val_images, val_captions, val_questions = scene_items("val", options.val_scenes, 0, options.cache)
+        model = None
         if options.batch_size < 2 * self.world:
             raise ValueError(f"--batch-size {options.batch_size}: must be {2 * self.world} or more here")
+        if options.data == "scenes" and options.batch_size > options.scenes:
+            raise ValueError(f"--batch-size {options.batch_size}: there are fewer pictures, --scenes {options.scenes}")
         if resume_from:
             model, self.tokenizer, _ = runs.load(self.folder)
         elif options.pretrained:
@@ -55,20 +58,32 @@ class Trainer:
             if checkpoint["stage"] != "pretrain" or checkpoint["training"]:
                 raise ValueError(f"--pretrained {options.pretrained}: that model is not fresh from pre-training; "
                                  "give the file pretrained.pt of a run")
-        else:
-            self.tokenizer = Tokenizer.build(text for i in captions + questions for text in (i.prompt or "", i.answer))
+        if self.rank:
+            dist.barrier()  # until the first process has drawn or decoded the pictures
+        data, val = material(options)
+        if self.world > 1 and not self.rank:
+            dist.barrier()
+        if model is None:
+            self.tokenizer = Tokenizer.build(text for i in data.captions + data.questions for text in (i.prompt or "", i.answer))
             torch.manual_seed(options.seed)
             model = MultimodalGPT(Config(vocab_size=len(self.tokenizer), width=preset.width, heads=preset.heads,
-                                         layers=preset.layers, vit_layers=preset.vit_layers))
+                                         layers=preset.layers, vit_layers=preset.vit_layers,
+                                         image_size=data.images.shape[1],
+                                         patch_size=preset.photo_patch if options.data == "coco" else Config.patch_size))
+        if model.config.image_size != data.images.shape[1]:
+            raise ValueError(f"--pretrained {options.pretrained}: that model sees pictures of {model.config.image_size} "
+                             f"pixels a side, the data has {data.images.shape[1]}; choose the --preset it was trained with")
         self.model = model.to(device)
         self.model.flex = options.flex
         config, order = model.config, options.order
-        self.examples = {"pretrain": Examples(captions, images, self.tokenizer, config),
-                         "sft": Examples(questions, images, self.tokenizer, config, order)}
-        val_world = [scenes.make_scene(seed) for seed in scenes.split_seeds("val", options.val_scenes)]
-        val_questions += pope_items(build(objects_of(val_world), "random"), "pope")
-        self.val = {"pretrain": Examples(val_captions[:32], val_images, self.tokenizer, config),
-                    "sft": Examples(val_questions, val_images, self.tokenizer, config, evaluation_order(order))}
+        if options.data == "coco":
+            data, val = (split._replace(captions=fitting(split.captions, self.tokenizer, config),
+                                        questions=fitting(split.questions, self.tokenizer, config))
+                         for split in (data, val))
+        self.examples = {"pretrain": Examples(data.captions, data.images, self.tokenizer, config),
+                         "sft": Examples(data.questions, data.images, self.tokenizer, config, order)}
+        self.val = {"pretrain": Examples(val.captions[:32], val.images, self.tokenizer, config),
+                    "sft": Examples(val.questions, val.images, self.tokenizer, config, evaluation_order(order))}
         self.batches = {"pretrain": Batches(self.examples["pretrain"], options.batch_size, 1, options.seed),
                         "sft": Batches(self.examples["sft"], max(1, options.batch_size // 2), preset.questions,
                                        options.seed)}
@@ -102,19 +117,24 @@ class Trainer:
 
     def restore(self, checkpoint):
         """Go back to the moment at which a checkpoint was saved."""
-        training = checkpoint["training"]
+        training, metrics = checkpoint["training"], self.folder / "metrics.jsonl"
         self.begin(checkpoint["stage"])
-        for optimizer, state in zip(self.optimizers, training["optimizers"]):
+        for optimizer, state in zip(self.optimizers, training["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self.step, self.seconds, self.metrics_bytes = (training[k] for k in ("step", "seconds", "metrics_bytes"))
         self.losses = [torch.tensor(loss, device=self.device) for loss in training["losses"]]
         if self.rank == 0:
-            os.truncate(self.folder / "metrics.jsonl", self.metrics_bytes)  # lines after the save come again
+            if metrics.stat().st_size < self.metrics_bytes:
+                raise ValueError(f"{metrics}: lines are missing that were there when the run was saved; put them back")
+            os.truncate(metrics, self.metrics_bytes)  # lines after the save come again
 
     def save(self, name="model.pt", finished=False):
         """Write a checkpoint; an unfinished one carries all that is needed to go on, on a CPU bit for bit."""
         if self.rank:
             return
+        if not all(weight.isfinite().all() for weight in self.model.state_dict().values()):
+            raise ValueError(f"a weight is not finite at step {self.step} of {self.stage} (learning rate "
+                             f"{self.rate(self.step):.2g}); the checkpoint of an earlier step stays")
         training = None if finished else {
             "step": self.step, "seconds": self.seconds, "metrics_bytes": self.metrics_bytes, "losses": self.finite(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
@@ -178,13 +198,14 @@ class Trainer:
                 stop = torch.tensor(float(self.stop), device=self.device)
                 dist.all_reduce(stop, dist.ReduceOp.MAX)
                 self.stop = bool(stop)
-            if self.stop or time.monotonic() - saved > options.save_every:
+            stop = self.stop  # looked at once: if Ctrl-C comes from here on, the next step is the last
+            if stop or time.monotonic() - saved > options.save_every:
                 self.save()
                 saved = time.monotonic()
-            if self.stop:
+            if stop:
                 self.bar.close()
                 if self.rank == 0:
-                    print(f"\nstopped; go on with: train.py --resume {self.folder}", file=sys.stderr)
+                    print(f"\nstopped; go on with: python train.py --resume {self.folder}", file=sys.stderr)
                 sys.exit(130)
 
     def train_step(self, progress):
@@ -195,10 +216,9 @@ class Trainer:
         mine = np.array_split(rows, self.world)[self.rank]
         parts = [part for part in np.array_split(mine, self.halves) if len(part)]
         losses = list(self.pool.map(lambda part: self.backward(examples, part, answers), parts))
-        factor = min(1, (self.step + 1) / WARMUP) * min(1, (1 - progress) / COOLDOWN)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor
+                group["lr"] = group["peak_lr"] * factor(self.step, progress)
         list(self.pool.map(lambda optimizer: optimizer.step(), self.optimizers))
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -227,12 +247,15 @@ class Trainer:
         if self.world > 1:
             dist.all_reduce(values)
         values = values.tolist()
-        for i, value in enumerate(values):
+        for step, value in enumerate(values, self.step - len(values)):
             if not np.isfinite(value):
-                raise ValueError(f"the loss is {value} at step {self.step - len(values) + i + 1} of {self.stage} "
-                                 f"(learning rate {self.optimizers[0].param_groups[0]['lr']:.2g}); the checkpoint of "
-                                 "an earlier step stays")
+                raise ValueError(f"the loss is {value} at step {step + 1} of {self.stage} (learning rate "
+                                 f"{self.rate(step):.2g}); the checkpoint of an earlier step stays")
         return values
+
+    def rate(self, step):
+        """The learning rate of a step of this stage."""
+        return self.preset.muon_lr * factor(step, step / max(1, self.steps[self.stage]))
 
     def evaluate(self):
         """Print and log the accuracy of each kind of question on validation scenes, and show one answer."""
@@ -253,15 +276,32 @@ class Trainer:
             dist.barrier()
 
 
+def material(options):
+    """What the options ask for as two `data.Material`, to train on and to validate on while training."""
+    if options.data == "coco":
+        data, val = load_coco(options.coco_dir, PRESETS[options.preset].photo_size, options.limit, options.seed, options.cache)
+        few = [item for item in val.questions if item.pictures[0] < options.val_scenes and item.kind != "describe"]
+        val = val._replace(questions=few, objects=val.objects[:options.val_scenes])
+    else:
+        data = scene_items("train", options.scenes, options.seed, options.cache)
+        val = scene_items("val", options.val_scenes, 0, options.cache)
+    return data, val._replace(questions=val.questions + pope_items(build(val.objects, "random"), "pope"))
+
+
 def set_up(options):
     """The Trainer that the options ask for: of a new run in a folder of its own, or of one to resume."""
     if options.resume:
         folder = Path(options.resume)
-        folder = folder.parent if folder.is_file() else folder
+        folder = folder.parent if folder.name == "model.pt" else folder
+        if not (folder / "model.pt").is_file():
+            raise ValueError(f"--resume {folder}: no run to go on with, it has no model.pt; if one was stopped there "
+                             "before its first save, delete the folder and start it again")
+        if rank() == 0:
+            runs.lock(folder)
         checkpoint = runs.load(folder)[2]
         if not checkpoint["training"]:
             raise ValueError(f"--resume {folder}: that run is finished; next: python eval_pope.py {folder}")
-        options = argparse.Namespace(**checkpoint["options"])
+        options = argparse.Namespace(**vars(parse([])) | checkpoint["options"])  # an older run lacks newer options
         return Trainer(options, folder, runs.pick_device(options.device), checkpoint)
     device = runs.pick_device(options.device)
     if options.flex and device.type != "cuda":
@@ -270,11 +310,18 @@ def set_up(options):
     if dist.is_initialized():
         dist.broadcast_object_list(folder)  # the first process names it
     try:
+        if rank() == 0:
+            runs.lock(folder[0])
         return Trainer(options, folder[0], device)
     except BaseException:
-        if rank() == 0 and not any(folder[0].iterdir()):
-            folder[0].rmdir()  # a run that never began leaves its name free
+        if rank() == 0 and not (folder[0] / "model.pt").exists():
+            shutil.rmtree(folder[0])  # a run that never began leaves its name free
         raise
+
+
+def factor(step, progress):
+    """The learning rate of a step, as a share of its peak; progress: the share of the stage that is done."""
+    return min(1, (step + 1) / WARMUP) * min(1, (1 - progress) / COOLDOWN)
 
 
 def rank():

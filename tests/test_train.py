@@ -54,7 +54,7 @@ def test_both_stages_learn_and_the_checkpoint_answers_pope(small, capsys, monkey
     assert checkpoint["stage"] == "sft" and checkpoint["attention"] == "mma" and checkpoint["training"] is None
     for name, weight in trainer.model.state_dict().items():
         assert torch.equal(weight, model.state_dict()[name]), name
-    monkeypatch.setattr("sys.argv", ["eval_pope.py", "--images", "20", "--cache", cache])
+    monkeypatch.setattr("sys.argv", ["eval_pope.py", "--scenes", "20", "--cache", cache])
     eval_pope.main()
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("random", "popular", "adversarial", "accuracy", "yes-ratio", "relation"))
@@ -72,7 +72,7 @@ def test_several_runs_make_one_table_with_spread(small, capsys, monkeypatch, cac
     for seed in (0, 1):
         small("--seed", seed, "--pretrain-steps", 2, "--sft-steps", 2)
     small("--attention", "causal", "--pretrain-steps", 2, "--sft-steps", 0)
-    monkeypatch.setattr("sys.argv", ["eval_pope.py", "--images", "5", "--cache", cache, "runs/mma-seed0", "runs/mma-seed1",
+    monkeypatch.setattr("sys.argv", ["eval_pope.py", "--scenes", "5", "--cache", cache, "runs/mma-seed0", "runs/mma-seed1",
                                      "runs/causal-seed0"])
     eval_pope.main()
     printed = capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_fine_tuning_from_a_pretrained_file_starts_from_its_weights(small):
 def test_an_evaluation_of_a_model_that_saw_no_fine_tuning_says_so(small, capsys, monkeypatch, cache):
     trainer = small("--pretrain-steps", 2, "--sft-steps", 1)
     path = trainer.folder / "pretrained.pt"
-    monkeypatch.setattr("sys.argv", ["eval_pope.py", "--images", "3", "--cache", cache, str(path)])
+    monkeypatch.setattr("sys.argv", ["eval_pope.py", "--scenes", "3", "--cache", cache, str(path)])
     eval_pope.main()
     assert (trainer.folder / "pope_pretrained_random_answers.jsonl").exists()  # not those of model.pt
     assert "NEVER FINE-TUNED" in capsys.readouterr().out
