@@ -8,8 +8,7 @@ change the speed alone are timed in turn, a step of one and a step of the other.
 import argparse
 import time
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -25,10 +24,17 @@ import train
 from compare import fine_tuned, metrics, pretrained, spread
 from eval_pope import markdown
 
+
+@dataclass(frozen=True)
+class PlainPatches(model.Config):
+    """A configuration in which a patch is seen without its margin."""
+    window: int = 8
+
+
 VARIANTS = {  # stage -> name of the row -> what is patched to undo the choice
     "pretrain": {
         "default": (),
-        "patches seen without their margin (plain ViT)": ((train, "Config", partial(model.Config, window=8)),),
+        "patches seen without their margin (plain ViT)": ((train, "Config", PlainPatches),),
         "AdamW for patch embedding and projector": ((model, "MIXING", ()),),
     },
     "sft": {

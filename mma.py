@@ -191,7 +191,10 @@ def main():
     names, modality, generated = example()
     masks = {kind: attention_mask(modality, generated, kind)[0, 0] for kind in KINDS}
     print(to_text(names, masks))
-    to_picture(names, masks).save("masks.png", optimize=True)
+    try:
+        to_picture(names, masks).save("masks.png", optimize=True)
+    except OSError as error:
+        raise SystemExit(f"mma.py: masks.png cannot be written here ({error.strerror})") from None
     print("\nwrote masks.png")
 
 

@@ -92,31 +92,35 @@ def load_all(folder, names, size, cache_dir):
             return pictures, {int(i): reason for i, reason in json.loads(notes.read_text()).items()}
     except (OSError, ValueError, EOFError):
         pass  # none yet, or not whole
-    cache.parent.mkdir(parents=True, exist_ok=True)
     unfinished, bad = cache.with_suffix(f".{os.getpid()}.tmp"), {}
 
     def decode(i):
         try:
-            pictures[i] = load(paths[i], size)
+            return load(paths[i], size)
         except ValueError as error:
             bad[i] = str(error)
+            return np.zeros(shape[1:], np.uint8)
 
+    pool = ThreadPoolExecutor(os.cpu_count())  # threads will do: Pillow decodes outside of Python's lock
     try:
-        pictures = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside of Python's lock
-            for _ in tqdm(pool.map(decode, range(len(paths))), total=len(paths), desc=f"decoding {folder.name}",
-                          unit="picture"):
-                pass
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with open(unfinished, "wb") as file:  # not mapped: on a full disk that would be no error but a crash
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for picture in tqdm(pool.map(decode, range(len(paths))), total=len(paths), desc=f"decoding {folder.name}",
+                                unit="picture"):
+                file.write(picture.tobytes())
         bad = dict(sorted(bad.items()))
         if len(bad) > MOST_BAD * len(paths):
             raise ValueError(f"{folder}: {len(bad)} of {len(paths)} pictures are bad, more than {MOST_BAD:.0%}; "
                              f"the first: {next(iter(bad.values()))}")
         notes.write_text(json.dumps(bad))  # before the rename: where the pictures are, their notes are too
-        pictures.flush()
-        del pictures
         os.replace(unfinished, cache)
+    except OSError as error:
+        raise OSError(f"--cache {cache_dir}: pictures cannot be kept there ({error.strerror})") from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        pool.shutdown(cancel_futures=True)
+        if unfinished.exists():
+            unfinished.unlink()
     return np.load(cache, mmap_mode="r", allow_pickle=False), bad
 
 

@@ -139,7 +139,7 @@ def new_folder(name, default, root="runs"):
                     raise ValueError(f"--name {name}: {folder} exists already; choose another name, "
                                      f"or continue that run with --resume {folder}") from None
     except OSError as error:
-        raise ValueError(f"{folder.absolute()}: not to be written ({error.strerror}); start in another folder") from None
+        raise ValueError(f"{folder.absolute()} cannot be made ({error.strerror}); start in another folder") from None
     raise ValueError(f"{root}: too many runs called {default}; choose a --name")
 
 

@@ -123,7 +123,7 @@ def ramp(strength):
 
 
 def heat(picture, weights, most):
-    """The picture (a square RGB array), pale and grey, each image token coloured by its weight (g, g); `most` is red."""
+    """The picture (a square RGB array), pale, each image token tinted by its weight (g, g); `most` is red."""
     grey = np.array(Image.fromarray(picture).convert("L").resize((CELL, CELL), Image.LANCZOS), dtype=float)
     # Not smoothed between tokens: a square is what the decoder has, and its colour can be read off the scale.
     strength = Image.fromarray((weights / most).astype(np.float32)).resize((CELL, CELL), Image.NEAREST)
@@ -275,6 +275,8 @@ def main():
         p.error("one or two runs, not more")
     if options.question is not None and not options.question.strip():
         p.error("--question: nothing is asked")
+    if not options.out.lower().endswith(".png"):
+        p.error(f"--out {options.out}: the picture's name must end in .png")
     sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has every letter
     paths, device = options.runs or [runs.newest()], runs.pick_device(options.device)
     loaded = [runs.load(path, device) for path in paths]

@@ -12,7 +12,6 @@ import hashlib
 import math
 import os
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -315,13 +314,12 @@ def render(split, n, cache_dir):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(unfinished, "wb") as file:  # not mapped: on a full disk that would be no error but a crash
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for seed in tqdm(seeds, desc=f"drawing {split}", unit="scene"):
-                file.write(draw(make_scene(seed)).tobytes())
+            file.writelines(draw(make_scene(s)).tobytes() for s in tqdm(seeds, desc=f"drawing {split}", unit="scene"))
         os.replace(unfinished, path)  # in one step: a file of this name is always whole
     except OSError as error:
         raise OSError(f"--cache {cache_dir}: pictures cannot be kept there ({error.strerror})") from None
     finally:
-        with suppress(OSError):
+        if unfinished.exists():
             unfinished.unlink()
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
@@ -329,10 +327,9 @@ def render(split, n, cache_dir):
 def sheet(scenes, lines, path, columns=4, side=256):
     """Write to path a picture of scenes, each over its lines of text: a list of (text, RGB colour) for each."""
     font, gap, height = ImageFont.load_default(size=13), 14, side + 28 + 19 * max(map(len, lines))
-    width = side + gap
-    picture = Image.new("RGB", (columns * width + gap, -(-len(scenes) // columns) * height + gap), WHITE)
+    picture = Image.new("RGB", (columns * (side + gap) + gap, -(-len(scenes) // columns) * height + gap), WHITE)
     for i, scene in enumerate(scenes):
-        x, y = gap + i % columns * width, gap + i // columns * height
+        x, y = gap + i % columns * (side + gap), gap + i // columns * height
         picture.paste(Image.fromarray(draw(scene, side)), (x, y))
         for j, (text, color) in enumerate(lines[i]):
             ImageDraw.Draw(picture).text((x, y + side + 4 + 19 * j), text, color, font)
@@ -349,4 +346,5 @@ def main(path="scenes.png"):
 
 
 if __name__ == "__main__":
-    main()
+    import runs  # here: it needs this file
+    runs.command_line(main)

@@ -341,7 +341,8 @@ def main():
     trainer.train()
     if rank() == 0:
         spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in trainer.seconds.items())
-        print(f"\ntrained ({spent}); next: python eval_pope.py {trainer.folder}")
+        files = "--pope FILES --images DIR " if trainer.options.data == "coco" else ""
+        print(f"\ntrained ({spent}); next: python eval_pope.py {files}{trainer.folder}")
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,5 +1,7 @@
 """The benchmark and the ablation do what they say, on a very small model."""
 import sys
+from contextlib import ExitStack
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -45,15 +47,31 @@ def test_functions_are_timed_in_turn():
 
 
 def test_an_ablation_trains_every_row_once_and_writes_its_table(in_small_world, monkeypatch, capsys):
-    command = ["ablate.py", "--seeds", "2", "--", "--pretrain-steps", "2", "--sft-steps", "2", "--val-scenes", "8",
-               "--log-every", "1", "--device", "cpu"]
+    command = ["ablate.py", "--seeds", "2", "--steps", "1", "--", "--pretrain-steps", "2", "--sft-steps", "2",
+               "--val-scenes", "8", "--log-every", "1", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", command)
     ablate.main()
     first = capsys.readouterr().out
-    for stage, variants in ablate.VARIANTS.items():
-        for name in variants:
-            assert f"| {name} " in first, name
+    for name in [name for variants in ablate.VARIANTS.values() for name in variants] + list(ablate.SPEED):
+        assert f"| {name} " in first, name
     monkeypatch.setattr(train, "set_up", None)  # nothing is trained again
+    monkeypatch.setattr(ablate, "SPEED", {})
     ablate.main()
-    table = open("results/ablation.md").read()
+    table = open("results/ablation.md").read().split("Milliseconds")[0]
     assert table in first and table in capsys.readouterr().out
+
+
+def test_a_variant_that_is_only_slower_learns_the_same(in_small_world, tmp_path):
+    """What is timed against the default computes the same loss: nothing was left out to be fast."""
+    options = ["--val-scenes", "4", "--device", "cpu", "--scenes", "64"]
+    losses = []
+    for patches, change in [((), None), *(ablate.SPEED[name] for name in ("one thread, torch's own parallelism",
+                            "a ViT pass for each question, not for each picture", "attention in bfloat16 too"))]:
+        with ExitStack() as stack:
+            for owner, attribute, value in patches:
+                stack.enter_context(patch.object(owner, attribute, value))
+            trainer = train.Trainer(train.parse(options), tmp_path, torch.device("cpu"))
+            (change or (lambda trainer: None))(trainer)
+            trainer.begin("sft")
+            losses.append(trainer.train_step(0.0).item())
+    assert losses == pytest.approx([losses[0]] * 4, rel=0.02)
