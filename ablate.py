@@ -143,6 +143,7 @@ def main():
     p.add_argument("--steps", type=runs.number(int, 1), default=20, help="steps a row is timed for (default: 20)")
     p.add_argument("train", nargs="*", help="after --: further options of train.py, such as -- --sft-steps 300")
     options = p.parse_args()
+    Path("results").mkdir(exist_ok=True)  # now: that it cannot be made would be sad news after hours
     headers = {"pretrain": ["pre-training", "caption loss", "captions right, %"],
                "sft": ["fine-tuning", "POPE random, %", "exist_color, %", "relation, %", "steps to 90 % POPE random"]}
     parts = [f"Every row undoes one choice. Mean ± standard deviation of {options.seeds} seeds, on validation scenes."]
@@ -156,7 +157,6 @@ def main():
                                                 for what in ("with", "without", "ratio"))],
                        [speed_row(name, timed(name, options.train, options.steps)) for name in SPEED])]
     text = "\n\n".join(parts) + "\n"
-    Path("results").mkdir(exist_ok=True)
     Path("results/ablation.md").write_text(text)
     print(f"\n{text}\nwrote results/ablation.md")
 

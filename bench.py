@@ -30,6 +30,7 @@ import scenes
 import train
 from eval_pope import TestSet, markdown
 from mma import IMAGE, PAD, TEXT, attention_mask, mask_mod
+from options import new_file
 
 
 class Clock:
@@ -319,8 +320,9 @@ def main():
     p.add_argument("--device", help="cpu, cuda, mps, ... (default: CUDA, then MPS, then CPU)")
     p.add_argument("--preset", choices=train.PRESETS, default="tiny", help="size of the model (default: tiny)")
     p.add_argument("--steps", type=runs.number(int, 1), default=15, help="counted training steps a stage (default: 15)")
-    p.add_argument("--scenes", type=runs.number(int, 64), default=2000, help="training scenes to draw for it (default: 2000)")
-    p.add_argument("--json", metavar="FILE", help="write the figures there too")
+    p.add_argument("--scenes", type=runs.number(int, 64, 2_000_000), default=2000,
+                   help="training scenes to draw for it (default: 2000)")
+    p.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there too")
     p.add_argument("--cache", default="cache", help="folder of the rendered scenes (default: cache)")
     bench = Bench(p.parse_args())
     table = bench.run()

@@ -18,6 +18,7 @@ from data import Item, Material
 from pictures import load_all
 
 HELD_OUT = 10  # one picture in so many
+ROUNDS, ASKED = 10, 20_000  # small sets are seen many times: up to so many rounds of questions, on so many pictures
 PLURALS = {"person": "people", "mouse": "mice", "knife": "knives", "sheep": "sheep", "skis": "skis", "fish": "fish",
            "scissors": "scissors", "broccoli": "broccoli", "snow": "snow"}
 
@@ -144,23 +145,20 @@ def plural(name):
     return " ".join([*before, PLURALS.get(last, ending)])
 
 
-def object_questions(objects, crowds, seed):
+def object_questions(objects, crowds, seed, rounds=1):
     """Existence and counting questions. objects: for each picture a Counter; crowds: for each a set of kinds.
 
-    Existence is asked as POPE does, and its negatives are shared out between POPE's three ways to choose them: of
-    a picture's three pairs one is by chance, one by frequency, one by co-occurrence. A kind of which the picture
-    shows a crowd is there, but is not counted.
+    Existence is asked as POPE does: each kind that is there, followed by one that is not, and the latter chosen in
+    turn by chance, by frequency and by co-occurrence. All is asked in several rounds, each with other chances.
+    A kind of which the picture shows a crowd is there, but is not counted.
     """
     present = [set(counted) | crowd for counted, crowd in zip(objects, crowds)]
-    items = []
-    for way, split in enumerate(pope.SPLITS):
-        nth = Counter()
-        for picture, kind, label in pope.build(present, split, seed, images=len(present), least=1):
-            if nth[picture] // 2 % 3 == way:
-                items.append(Item((picture,), pope.question_text(kind), label, "exist"))
-            nth[picture] += 1
+    most = max(map(len, present), default=0)
+    items = [Item((picture,), pope.question_text(kind), label, "exist")
+             for r in range(rounds) for split in pope.SPLITS
+             for picture, kind, label in pope.build(present, split, f"{seed} {r}", len(present), least=1, each=most)]
     items += [Item((i,), f"How many {plural(kind)} are in the image?", str(n), "count")
-              for i, counted in enumerate(objects) for kind, n in counted.items() if kind not in crowds[i]]
+              for i, counted in enumerate(objects) for kind, n in counted.items() if kind not in crowds[i]] * rounds
     return items
 
 
@@ -207,12 +205,14 @@ def load_split(folder, name, wanted, size, limit, seed, cache, vqa):
     counted = [objects.get(number, Counter()) if number in at else Counter() for number in ids]
     crowded = [crowds.get(number, set()) if number in at else set() for number in ids]
     shown = [Item((i,), None, text, "caption") for number, i in at.items() for text in captions.get(number, ())]
-    questions = object_questions(counted, crowded, seed)
+    rounds = max(1, min(ROUNDS, ASKED // len(ids)))
+    questions = object_questions(counted, crowded, seed, rounds)
     asked = [Item((i,), text, answer, "vqa") for number, i in at.items() for text, answer in vqa.get(number, ())]
-    told = [Item(item.pictures, "Describe the image.", item.answer, "describe") for item in shown]
+    # One caption a picture: with all five, their many tokens would drown the short answers in the loss.
+    told = [Item((i,), "Describe the image.", captions[number][0], "describe") for number, i in at.items() if number in captions]
     print(f"{folder / name}: {len(at)} pictures ({len(bad)} left out), {len(shown)} captions, {len(questions)} questions "
           f"about objects, {len(asked)} of VQA v2", file=sys.stderr)
-    return Material(images, shown, questions + asked + told, [set(c) | s for c, s in zip(counted, crowded)])
+    return Material(images, shown, questions + (asked + told) * rounds, [set(c) | s for c, s in zip(counted, crowded)])
 
 
 def fitting(items, tokenizer, config):

@@ -22,6 +22,7 @@ import pictures
 import runs
 import scenes
 from data import EOS_ID, Examples, Item, scene_items
+from options import new_file
 from pope import SPLITS, build, pope_items, question_text, read, write
 
 METRICS = ("accuracy", "precision", "recall", "f1", "yes-ratio")
@@ -243,10 +244,11 @@ def parse(arguments=None):
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("runs", nargs="*", type=Path, help="run folders or checkpoints (default: the newest run)")
-    p.add_argument("--scenes", type=runs.number(int, 1), default=500,
+    p.add_argument("--scenes", type=runs.number(int, 1, 1_000_000), default=500,
                    help="test scenes a split, six questions each; pictures a split for --build (default: 500)")
     p.add_argument("--seed", type=runs.number(int, 0), default=0, help="of the questions (default: 0)")
-    p.add_argument("--sheet", metavar="FILE", help="also draw some test scenes with questions and the model's answers")
+    p.add_argument("--sheet", type=new_file, metavar="FILE",
+                   help="also draw some test scenes with questions and the model's answers")
     p.add_argument("--pope", metavar="FILE", nargs="+", help="answer these official POPE files instead; takes --images")
     p.add_argument("--images", metavar="DIR", help="folder of the pictures that --pope asks about")
     p.add_argument("--strict", action="store_true", help="with --pope: a missing picture is an error")
@@ -255,6 +257,10 @@ def parse(arguments=None):
     p.add_argument("--device", help="cpu, cuda, mps, ... (default: CUDA, then MPS, then CPU)")
     p.add_argument("--cache", default="cache", help="folder of rendered and decoded pictures (default: cache)")
     options = p.parse_args(arguments)
+    if options.sheet and not options.sheet.endswith(".png"):
+        p.error(f"--sheet {options.sheet}: the picture's name must end in .png")
+    if options.strict and not options.pope:
+        p.error("--strict goes with --pope")
     if bool(options.pope) != bool(options.images):
         p.error("--pope and --images go together: the question files, and the folder of their pictures")
     if bool(options.build) != bool(options.out):

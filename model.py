@@ -47,7 +47,6 @@ class Config:
         if self.image_size % (2 * self.patch_size):
             raise ValueError(f"configuration: image_size {self.image_size} is no multiple of two patches "
                              f"(2 x {self.patch_size}), which are merged into one image token")
-
         if self.window < self.patch_size or (self.window - self.patch_size) % 2:
             raise ValueError(f"configuration: window {self.window} must be patch_size {self.patch_size} "
                              "and an even margin")
@@ -183,21 +182,22 @@ class MultimodalGPT(nn.Module):
     def embed(self, images, ids, modality, image_index=None, validate=True):
         """The decoder's input: token embeddings, with image tokens in the placeholders' stead.
 
-        Takes the arguments of `forward` of these names; returns (B, T, D). Raises ValueError for a row beyond the
-        context, pictures of a wrong shape, and (validate) placeholders that do not match the pictures.
+        Takes the arguments of `forward` of these names; returns (B, T, D). Raises ValueError for wrong shapes and
+        dtypes, a row beyond the context, and (validate) for numbers out of range and a wrong number of placeholders.
         """
-        config = self.config
+        config, N, flat = self.config, 0 if images is None else len(images), None
         B, T = ids.shape
+        if ids.dtype != torch.int64 or ids.shape != modality.shape:
+            raise ValueError(f"ids must be {tuple(modality.shape)} int64, but are {tuple(ids.shape)} {ids.dtype}")
         if T > config.context:
             raise ValueError(f"a row has {T} positions, {T - config.context} more than the context of {config.context}")
+        for name, given, n in (("ids", ids, config.vocab_size), ("image_index", image_index, N)) if validate else ():
+            if given is not None and given.numel() and not 0 <= given.min() <= given.max() < n:
+                raise ValueError(f"{name} from {given.min()} to {given.max()}: must be from 0 to {n - 1}")
         x = self.token(ids)
-        if images is not None and len(images):
+        if N:
             image = self.projector(self.vit(images))  # (N, n, D)
-            if image_index is not None:
-                image = image[image_index]
-            flat = image.reshape(-1, image.shape[-1])
-        else:
-            flat = None
+            flat = (image if image_index is None else image[image_index]).flatten(0, 1)
         placeholder = modality > TEXT
         if validate:
             wanted, given = int(placeholder.sum()), 0 if flat is None else len(flat)
@@ -222,8 +222,7 @@ class MultimodalGPT(nn.Module):
         validate:    see `mma.attention_mask`.
         Returns (logits, loss): without labels (B, T, V) and None; with labels the logits that the loss was
         computed from, (number of labels, V) on a CPU and (B, T - 1, V) elsewhere, and the mean cross-entropy.
-        Raises ValueError for placeholders that do not match the pictures, a row beyond the context, and
-        whatever `mma.attention_mask` refuses.
+        Raises ValueError for what `embed` and `mma.attention_mask` refuse, and labels that are not like ids.
         """
         if self.flex:
             B, T = ids.shape
@@ -235,6 +234,8 @@ class MultimodalGPT(nn.Module):
             x = block(x, mask)
         if labels is None:
             return self.logits(x), None
+        if labels.shape != ids.shape or labels.dtype != ids.dtype:
+            raise ValueError(f"labels must be {tuple(ids.shape)} int64, but are {tuple(labels.shape)} {labels.dtype}")
         x, labels = x[:, :-1], labels[:, 1:]
         if x.device.type == "cpu":  # few positions need logits; a GPU's host would have to wait for their number
             asked = labels != IGNORE
@@ -265,19 +266,18 @@ class MultimodalGPT(nn.Module):
         would see question two while answer one is learned, and at generation they could not.
         """
         B, T = ids.shape
-        if max_new_tokens < 1 or temperature < 0 or (top_k is not None and top_k < 1):
+        if max_new_tokens < 1 or not temperature >= 0 or (top_k is not None and top_k < 1):
             raise ValueError(f"generate: max_new_tokens {max_new_tokens}, temperature {temperature}, top_k {top_k}: "
                              "they must be at least 1, 0 and 1")
-        if (modality[:, -1] == PAD).any():
-            raise ValueError("generate: the last position of a prompt is PAD; pad prompts on the left")
+        mask = attention_mask(modality, torch.zeros_like(ids, dtype=torch.bool), kind)
+        if T < 1 or (modality[:, -1] == PAD).any():
+            raise ValueError("generate: the last position of a prompt is PAD, or none; pad prompts on the left")
         too_many = T + max_new_tokens - self.config.context
         if too_many > 0:
             raise ValueError(f"generate: {T} prompt positions and {max_new_tokens} new tokens are {too_many} more "
                              f"than the context of {self.config.context}")
         caches = [KVCache(T + max_new_tokens) for _ in self.blocks]
-        prompt = torch.zeros_like(ids, dtype=torch.bool)
         x = self.embed(images, ids, modality, image_index)
-        mask = attention_mask(modality, prompt, kind)
         real = modality != PAD
         # Without padding the new token sees everything, and no mask is the fastest mask.
         seen = None if real.all() else F.pad(real, (0, max_new_tokens), value=True)[:, None, None]  # (B, 1, 1, S)

@@ -3,6 +3,7 @@ import argparse
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import runs
 from data import ORDERS
@@ -47,6 +48,18 @@ def path(text):
     """An argparse type: a path, which cannot be empty."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError("a path is wanted, but there is none")
+    return text
+
+
+def new_file(text):
+    """An argparse type: a file to be written; that it cannot be is seen now, not after hours of work."""
+    there = Path(path(text)).exists()
+    try:
+        open(text, "ab").close()
+        if not there:
+            Path(text).unlink()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be written ({error.strerror})") from None
     return text
 
 

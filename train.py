@@ -47,14 +47,16 @@ class Trainer:
         self.rank, self.world = rank(), dist.get_world_size() if dist.is_initialized() else 1
         self.preset = preset = PRESETS[options.preset]
         model = None
-        if options.batch_size < 2 * self.world:
-            raise ValueError(f"--batch-size {options.batch_size}: must be {2 * self.world} or more here")
-        if options.data == "scenes" and options.batch_size > options.scenes:
-            raise ValueError(f"--batch-size {options.batch_size}: there are fewer pictures, --scenes {options.scenes}")
+        if not 2 * self.world <= options.batch_size <= (options.scenes if options.data == "scenes" else 10**9):
+            raise ValueError(f"--batch-size {options.batch_size}: must be {2 * self.world} or more here, and not more "
+                             f"than there are pictures (--scenes {options.scenes})")
         if resume_from:
             model, self.tokenizer, _ = runs.load(self.folder)
         elif options.pretrained:
-            model, self.tokenizer, checkpoint = runs.load(options.pretrained)
+            try:
+                model, self.tokenizer, checkpoint = runs.load(options.pretrained)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"--pretrained: {error}") from None
             if checkpoint["stage"] != "pretrain" or checkpoint["training"]:
                 raise ValueError(f"--pretrained {options.pretrained}: that model is not fresh from pre-training; "
                                  "give the file pretrained.pt of a run")
@@ -133,8 +135,8 @@ class Trainer:
         if self.rank:
             return
         if not all(weight.isfinite().all() for weight in self.model.state_dict().values()):
-            raise ValueError(f"a weight is not finite at step {self.step} of {self.stage} (learning rate "
-                             f"{self.rate(self.step):.2g}); the checkpoint of an earlier step stays")
+            raise ValueError(f"a weight is not a finite number at step {self.step} of {self.stage}; the checkpoint of an "
+                             "earlier step stays")
         training = None if finished else {
             "step": self.step, "seconds": self.seconds, "metrics_bytes": self.metrics_bytes, "losses": self.finite(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
@@ -249,13 +251,10 @@ class Trainer:
         values = values.tolist()
         for step, value in enumerate(values, self.step - len(values)):
             if not np.isfinite(value):
-                raise ValueError(f"the loss is {value} at step {step + 1} of {self.stage} (learning rate "
-                                 f"{self.rate(step):.2g}); the checkpoint of an earlier step stays")
+                rate = self.preset.muon_lr * factor(step, step / self.steps[self.stage])
+                raise ValueError(f"the loss is {value} at step {step + 1} of {self.stage} (learning rate {rate:.2g}); "
+                                 "the checkpoint of an earlier step stays")
         return values
-
-    def rate(self, step):
-        """The learning rate of a step of this stage."""
-        return self.preset.muon_lr * factor(step, step / max(1, self.steps[self.stage]))
 
     def evaluate(self):
         """Print and log the accuracy of each kind of question on validation scenes, and show one answer."""
@@ -281,7 +280,7 @@ def material(options):
     if options.data == "coco":
         data, val = load_coco(options.coco_dir, PRESETS[options.preset].photo_size, options.limit, options.seed, options.cache)
         few = [item for item in val.questions if item.pictures[0] < options.val_scenes and item.kind != "describe"]
-        val = val._replace(questions=few, objects=val.objects[:options.val_scenes])
+        val = val._replace(questions=few or val.questions[:options.val_scenes], objects=val.objects[:options.val_scenes])
     else:
         data = scene_items("train", options.scenes, options.seed, options.cache)
         val = scene_items("val", options.val_scenes, 0, options.cache)

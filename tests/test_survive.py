@@ -24,7 +24,7 @@ ROOT = Path(runs.__file__).parent
 DRIVER = '''
 import importlib, io, json, os, resource, sys, time
 sys.path.insert(0, ROOT)
-import torch, options, runs, train
+import torch, torch._dynamo, options, runs, train  # optimizers import _dynamo when they are made, which takes seconds
 
 train.PRESETS["tiny"] = options.Preset(width=32, heads=2, layers=1, vit_layers=1, scenes=48, batch_size=8,
                                        pretrain_steps=10, sft_steps=10, muon_lr=0.02, adam_lr=0.003)
@@ -65,6 +65,7 @@ torch.save, os.replace, train.Trainer.train = slow_save, slow_replace, told_trai
 def run():
     os.dup2(os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(os.open(job["output"] + ".err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    os.chdir(job.get("folder", "."))
     sys.argv = [job["program"] + ".py", *job["arguments"]]
     if job.get("threads"):
         torch.set_num_threads(job["threads"])
@@ -85,6 +86,7 @@ for line in sys.stdin:
             run()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            print(end.code if isinstance(end.code, str) else "", file=sys.stderr)
         except BaseException:
             import traceback
             traceback.print_exc()
