@@ -134,7 +134,7 @@ class Examples:
         if order not in ORDERS:
             raise ValueError(f"unknown order {order!r}: choose one of {', '.join(ORDERS)}")
         self.items, self.images, self.tokenizer = items, images, tokenizer
-        flat, starts, prompts = array("i"), [0], []  # array: a list of millions of rows takes eight times the memory
+        flat, starts, prompts = array("i"), [0], []  # an array: a list takes twice the memory
         for i, item in enumerate(items):
             pictures = (IMAGE_ID,) * (config.image_tokens * len(item.pictures))
             if item.prompt is None:
