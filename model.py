@@ -187,26 +187,26 @@ class MultimodalGPT(nn.Module):
         """
         config, N, flat = self.config, 0 if images is None else len(images), None
         B, T = ids.shape
-        if ids.dtype != torch.int64 or ids.shape != modality.shape:
-            raise ValueError(f"ids must be {tuple(modality.shape)} int64, but are {tuple(ids.shape)} {ids.dtype}")
+        if ids.shape != modality.shape:
+            raise ValueError(f"ids {tuple(ids.shape)} and modality {tuple(modality.shape)} differ in shape")
         if T > config.context:
             raise ValueError(f"a row has {T} positions, {T - config.context} more than the context of {config.context}")
-        for name, given, n in (("ids", ids, config.vocab_size), ("image_index", image_index, N)) if validate else ():
-            if given is not None and given.numel() and not 0 <= given.min() <= given.max() < n:
-                raise ValueError(f"{name} from {given.min()} to {given.max()}: must be from 0 to {n - 1}")
+        for name, given, n in (("ids", ids, config.vocab_size), ("image_index", image_index, N)):
+            if given is not None and given.dtype != torch.int64:
+                raise ValueError(f"{name} must be int64, but is {given.dtype}")
+            if validate and given is not None and given.numel() and not 0 <= given.min() <= given.max() < n:
+                raise ValueError(f"{name} must be from 0 to {n - 1}, but is from {given.min()} to {given.max()}")
         x = self.token(ids)
         if N:
             image = self.projector(self.vit(images))  # (N, n, D)
-            flat = (image if image_index is None else image[image_index]).flatten(0, 1)
-        placeholder = modality > TEXT
-        if validate:
-            wanted, given = int(placeholder.sum()), 0 if flat is None else len(flat)
-            if wanted != given:
-                raise ValueError(f"{wanted} image placeholders in the batch, but {given} image tokens "
-                                 f"({config.image_tokens} a picture)")
-        if flat is not None:
+            flat = (image if image_index is None else image[image_index]).flatten(0, -2)
+        placeholder, given = modality > TEXT, 0 if flat is None else len(flat)
+        if validate and (wanted := int(placeholder.sum())) != given:
+            raise ValueError(f"{wanted} image placeholders in the batch, but {given} image tokens "
+                             f"({config.image_tokens} a picture)")
+        if given:
             nth = placeholder.flatten().cumsum(0).view(B, T) - 1  # the how-many-eth image token stands here
-            x = torch.where(placeholder[..., None], F.embedding(nth.clamp(0, len(flat) - 1), flat), x)
+            x = torch.where(placeholder[..., None], F.embedding(nth.clamp(0, given - 1), flat), x)
         return x + self.position(positions(modality))
 
     def forward(self, images, ids, modality, generated, labels=None, kind="causal", image_index=None, validate=True):
@@ -222,7 +222,7 @@ class MultimodalGPT(nn.Module):
         validate:    see `mma.attention_mask`.
         Returns (logits, loss): without labels (B, T, V) and None; with labels the logits that the loss was
         computed from, (number of labels, V) on a CPU and (B, T - 1, V) elsewhere, and the mean cross-entropy.
-        Raises ValueError for what `embed` and `mma.attention_mask` refuse, and labels that are not like ids.
+        Raises ValueError for what `embed` and the mask refuse and labels unlike ids, IndexError for labels out of range.
         """
         if self.flex:
             B, T = ids.shape

@@ -78,8 +78,8 @@ def load(path, device="cpu"):
     except Exception as error:  # zipfile and torch raise many kinds for damaged files, and some are only a RuntimeError
         raise ValueError(f"{path}: not a whole checkpoint (cut off, damaged, or holding code): "
                          f"{one_line(error, 100)}") from None
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
-        found = checkpoint.get("format") if isinstance(checkpoint, dict) else type(checkpoint).__name__
+    found = checkpoint.get("format") if isinstance(checkpoint, dict) else type(checkpoint).__name__
+    if type(found) is not int or found != FORMAT:
         raise ValueError(f"{path}: checkpoint format {FORMAT} is wanted, but this is {reprlib.repr(found)}")
     try:
         if not all(type(value) is int for value in checkpoint["config"].values()):

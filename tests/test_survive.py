@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import torch
 
 import runs
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the tests fork, and look into Linux's /proc")
 ROOT = Path(runs.__file__).parent
 
 DRIVER = '''
@@ -58,6 +59,18 @@ def slow_replace(old, new):
 
 def told_train(trainer):
     tell("t")  # training begins
+    step = trainer.train_step
+
+    def train_step(progress):
+        loss = step(progress)
+        if trainer.step + 1 == job.get("nan_at") and trainer.stage == job.get("stage"):
+            return loss * float("nan")
+        if trainer.step + 1 == job.get("inf_weight_at"):
+            with torch.no_grad():
+                trainer.model.norm.weight[0] = float("inf")
+        return loss
+
+    trainer.train_step = train_step
     begin(trainer)
 
 torch.save, os.replace, train.Trainer.train = slow_save, slow_replace, told_train
@@ -67,6 +80,8 @@ def run():
     os.dup2(os.open(job["output"] + ".err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     os.chdir(job.get("folder", "."))
     sys.argv = [job["program"] + ".py", *job["arguments"]]
+    if job.get("most_bytes"):  # of a file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["most_bytes"], -1))
     if job.get("threads"):
         torch.set_num_threads(job["threads"])
     runs.command_line(importlib.import_module(job["program"]).main)
@@ -203,8 +218,11 @@ def same(folder, whole):
     assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 
-def kill_until_done(driver, name, kills, seed, fresh=False):
-    """Kill one run again and again, `kills` times, then let it end. Returns where the kills met it, as a dict."""
+def kill_until_done(driver, whole, name, kills, seed, fresh=False):
+    """Kill one run again and again, `kills` times, then let it end as `whole` did.
+
+    Returns where the kills met it, as a dict.
+    """
     rng, folder = random.Random(seed), driver.folder / "runs" / name
     met = dict.fromkeys(("starting", "training", "in a save", "pretrain", "sft", "temporary file left"), 0)
     done = 0
@@ -216,20 +234,17 @@ def kill_until_done(driver, name, kills, seed, fresh=False):
             assert code == 1 and "has no model.pt" in line and "start it again" in line
             shutil.rmtree(folder)
         if known and runs.load(folder)[2]["training"] is None:
-            shutil.rmtree(folder)  # it came to its end between two kills: once more from the start
+            same(folder, whole)  # it came to its end between two kills: once more from the start
+            shutil.rmtree(folder)
             known = False
         process = driver.start(*(["--resume", folder] if known else [*COMMON, "--name", name]), fresh=fresh)
-        moment = rng.choice(("starting", "training", "save", "save"))
+        moment = rng.choice(("starting", "training", "save"))
         if moment == "starting":
             time.sleep(rng.uniform(0, 3.0 if fresh else 0.2))
-        else:
-            process.until(lambda events: "t" in events)
-            if moment == "training":
-                time.sleep(rng.uniform(0, 0.15))
-            else:  # the third save from now, say
-                nth = rng.randint(1, 4)
-                process.until(lambda events: events.partition("t")[2].count("s") >= nth)
-                time.sleep(rng.uniform(0, 0.01))
+        else:  # after so many saves: the run gets on, however slow the machine is
+            letters, nth = "s" if moment == "save" else "dp", rng.randint(1, 4)
+            process.until(lambda events: sum(map(events.partition("t")[2].count, letters)) >= nth)
+            time.sleep(rng.uniform(0, 0.005 if moment == "save" else 0.05))
         if process.send(signal.SIGKILL) != -signal.SIGKILL:
             continue  # it was faster
         done += 1
@@ -244,22 +259,26 @@ def kill_until_done(driver, name, kills, seed, fresh=False):
     finish = ["--resume", folder] if folder.exists() else [*COMMON, "--name", name]
     if not folder.exists() or runs.load(folder)[2]["training"]:
         assert driver.run(*finish)[0] == 0
+    same(folder, whole)
+    print(met)
     return met
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_never_was(driver, whole):
-    met = kill_until_done(driver, "killed", 24, seed=0)
-    same(driver.folder / "runs" / "killed", whole)
-    assert met["in a save"] >= 4 and met["temporary file left"] >= 1 and met["pretrain"] >= 3 and met["sft"] >= 3, met
-    print(met)
+    met = kill_until_done(driver, whole, "killed", 14, seed=0)
+    assert min(met["in a save"], met["temporary file left"], met["pretrain"], met["sft"]) >= 2, met
 
 
 @pytest.mark.slow
 def test_a_run_of_fresh_interpreters_that_is_killed_ends_as_one_that_never_was(driver, whole):
-    met = kill_until_done(driver, "killed-fresh", 20, seed=1, fresh=True)
-    same(driver.folder / "runs" / "killed-fresh", whole)
-    assert met["in a save"] >= 2 and met["pretrain"] >= 2 and met["sft"] >= 2, met
-    print(met)
+    met = kill_until_done(driver, whole, "killed-fresh", 20, seed=1, fresh=True)
+    assert min(met["in a save"], met["starting"], met["pretrain"], met["sft"]) >= 2, met
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_fifty_kills_change_nothing(driver, whole, seed):
+    met = kill_until_done(driver, whole, f"killed-{seed}", 50, seed=100 + seed)
 
 
 def test_a_run_killed_before_its_first_checkpoint_says_so_in_one_line(driver, whole):
@@ -272,6 +291,14 @@ def test_a_run_killed_before_its_first_checkpoint_says_so_in_one_line(driver, wh
     [line] = errors_of("train", errors)
     assert code == 1 and line.startswith("train.py: --resume runs/unborn: no run to go on with")
     assert "delete the folder and start it again" in line
+
+
+def test_a_save_is_on_the_disk_before_its_name_is_and_then_the_name_is(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (done.append("rename"), replace(old, new)))
+    runs.save(tmp_path / "model.pt", {"a": torch.ones(3)})
+    assert done == ["file", "rename", "folder"] and [p.name for p in tmp_path.iterdir()] == ["model.pt"]
 
 
 @pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -312,36 +339,171 @@ def test_a_process_may_go_on_in_a_folder_that_it_holds(tmp_path):
     assert (tmp_path / "lock").read_bytes() == b""
 
 
-@pytest.mark.parametrize("at", [1, 2, 9, 11, 15])  # the first; in pre-training; around its end; in fine-tuning
+@pytest.mark.parametrize("at", [1, 2, *(pytest.param(at, marks=pytest.mark.slow) for at in (11, 12, 13)), 20])
 def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(driver, whole, at):
+    """At the first save, in pre-training, around its end, in fine-tuning."""
     name = f"full-{at}"
     folder = driver.folder / "runs" / name
     code, _, errors = driver.run(*COMMON, "--name", name, disk_full_at=at)
     [line] = errors_of("train", errors)
     assert code == 1 and f"runs/{name}/" in line and "not saved (File too large)" in line, errors
     if at == 1:
-        return  # nothing was begun, so that
+        assert not folder.exists()  # the name is free
+        return
     assert not list(folder.glob("*.tmp"))
     runs.load(folder)
     assert driver.run("--resume", f"runs/{name}")[0] == 0  # there is room again
     same(folder, whole)
 
 
-def test_a_run_that_could_not_be_saved_once_leaves_its_name_free(driver, whole):
-    driver.run(*COMMON, "--name", "nameless", disk_full_at=1)
-    assert not (driver.folder / "runs" / "nameless").exists()
-
-
-def test_the_number_of_threads_changes_nothing(driver, whole):
-    for threads in (1, 2, 4):
-        code, _, errors = driver.run(*COMMON, "--name", f"threads-{threads}", threads=threads)
-        assert code == 0, errors
-        same(driver.folder / "runs" / f"threads-{threads}", whole)
+def test_one_thread_or_two_give_the_very_same_run(driver, whole):
+    code, _, errors = driver.run(*COMMON, "--name", "one-thread", threads=1)  # `whole` had two
+    assert code == 0, errors
+    same(driver.folder / "runs" / "one-thread", whole)
 
 
 @pytest.mark.slow
-def test_omp_num_threads_changes_nothing(driver, whole):
-    for threads in ("1", "2", "4"):
+def test_omp_num_threads_of_one_or_two_gives_the_very_same_run(driver, whole):
+    for threads in ("1", "2"):
         process = driver.start(*COMMON, "--name", f"omp-{threads}", fresh=True, environment={"OMP_NUM_THREADS": threads})
         assert process.wait() == 0, process.text(".err")
         same(driver.folder / "runs" / f"omp-{threads}", whole)
+
+
+@pytest.mark.parametrize("step, stage, rate", [pytest.param(4, "pretrain", 0.004, marks=pytest.mark.slow),
+                                               (20, "sft", 0.01 * 0.1 / 0.3)])
+def test_a_loss_that_is_not_finite_names_step_stage_and_learning_rate(driver, whole, step, stage, rate):
+    """And the saved run, which is older, goes on as if nothing had been."""
+    nth = step - 10 * (stage == "sft")
+    code, _, errors = driver.run(*COMMON, "--name", f"nan-{step}", nan_at=nth, stage=stage)
+    [line] = errors_of("train", errors)
+    assert code == 1 and f"the loss is nan at step {nth} of {stage} (learning rate {rate:.2g})" in line
+    assert driver.run("--resume", f"runs/nan-{step}")[0] == 0
+    same(driver.folder / "runs" / f"nan-{step}", whole)
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(driver, whole):
+    code, _, errors = driver.run(*COMMON, "--name", "inf", inf_weight_at=10)
+    [line] = errors_of("train", errors)
+    assert code == 1 and "a weight is not a finite number at step 10 of pretrain" in line
+    assert driver.run("--resume", "runs/inf")[0] == 0
+    same(driver.folder / "runs" / "inf", whole)
+
+
+BIG = str(10**30)
+USAGE = [  # program, nonsense, what the one line says
+    ("train", "--sft-steps -1", "--sft-steps: -1 is below 0"),
+    ("train", "--pretrain-steps x", "--pretrain-steps: invalid number"),
+    ("train", "--batch-size 0", "--batch-size: 0 is below 1"), ("train", f"--batch-size {BIG}", "--batch-size: 10000"),
+    ("train", "--attention both", "--attention: invalid choice: 'both' (choose from"),
+    ("train", "--order x", "--order: invalid choice"), ("train", "--preset huge", "--preset: invalid choice"),
+    ("train", "--data x", "--data: invalid choice"), ("train", "--save-every nan", "--save-every: nan is no number"),
+    ("train", "--save-every inf", "--save-every: inf is above"),
+    ("train", "--save-every -1", "--save-every: -1 is below 0"),
+    ("train", "--save-every 1e300", "--save-every: 1e300 is above"), ("train", f"--seed {BIG}", "--seed: 10000"),
+    ("train", "--seed -1", "--seed: -1 is below 0"), ("train", "--seed 1.5", "--seed: invalid"),
+    ("train", f"--scenes {10**12}", "--scenes: 1000000000000 is above 2,000,000"),
+    ("train", "--scenes 0", "--scenes: 0 is below 1"),
+    ("train", f"--val-scenes {10**12}", "--val-scenes: 1000000000000 is above"),
+    ("train", "--log-every 0", "--log-every: 0 is below 1"),
+    ("train", "--eval-every nan", "--eval-every: invalid number"),
+    ("train", "--sft-steps " + "9" * 5000, "--sft-steps: invalid number"),
+    ("train", "--name ../x", "--name: '../x' is no name of one folder under runs/: take letters"),
+    ("train", "--name /tmp/x", "--name: '/tmp/x'"), ("train", "--name a/b", "--name: 'a/b'"),
+    ("train", "--name .", "--name: '.'"), ("train", "--name ..", "--name: '..'"),
+    ("train", "--name=-x", "--name: '-x'"), ("train", "--name a\\b", "--name: "),
+    ("train", "--name " + "x" * 300, "--name: 'xxx"), ("train", ["--name", ""], "--name: ''"),
+    ("train", ["--name", "a\nb"], "--name: 'a\\nb'"), ("train", ["--name", "a\0b"], "--name: 'a\\x00b'"),
+    ("train", ["--name", "a\x1b[2J"], "--name: 'a\\x1b[2J'"), ("train", ["--name", "\udcff"], "--name: '\\udcff'"),
+    ("train", ["--resume", ""], "--resume: a path is wanted"),
+    ("train", ["--pretrained", ""], "--pretrained: a path is wanted"),
+    ("train", ["--cache", ""], "--cache: a path is wanted"), ("train", ["--cache", "a\0"], "--cache: a path is wanted"),
+    ("train", "--resume runs/whole --seed 1", "--resume takes no other option"),
+    ("train", "--float32 --resume=runs/whole", "--resume takes no"),
+    ("train", "--res runs/whole", "unrecognized arguments: --res"),
+    ("train", "--resume", "--resume: expected one argument"), ("train", "--bogus", "unrecognized arguments: --bogus"),
+    ("train", "bogus", "unrecognized arguments: bogus"), ("train", "--data coco", "--coco-dir"),
+    ("train", "--coco-dir x", "--data coco"), ("train", "--limit 3", "--limit goes with"),
+    ("eval_pope", "--scenes 0", "--scenes: 0 is below 1"),
+    ("eval_pope", f"--scenes {10**12}", "--scenes: 1000000000000 is above"),
+    ("eval_pope", "--seed -1", "--seed: -1 is below 0"), ("eval_pope", f"--seed {BIG}", "--seed: 1000"),
+    ("eval_pope", "--bogus", "--bogus"),
+    ("eval_pope", "--sheet file/x.png", "--sheet: file/x.png cannot be written (Not a directory)"),
+    ("eval_pope", "--sheet x.doc", "--sheet x.doc: the picture's name must end in .png"),
+    ("eval_pope", "--pope x", "--images"), ("eval_pope", "--build x", "--out"),
+    ("eval_pope", "--strict", "--strict goes with --pope"), ("bench", "--steps 0", "--steps: 0 is below 1"),
+    ("bench", "--steps nan", "--steps: invalid number"), ("bench", "--scenes 63", "--scenes: 63 is"),
+    ("bench", f"--scenes {10**12}", "--scenes: 1000000000000 is above"),
+    ("bench", "--preset x", "--preset: invalid choice"),
+    ("bench", "--json file/x", "--json: file/x cannot be written (Not a directory)"),
+    ("bench", "--json /proc/x", "--json: /proc/x cannot be"), ("ablate", "--seeds 0", "--seeds: 0 is below 1"),
+    ("ablate", "--seeds x", "--seeds: invalid number"), ("ablate", f"--seeds {BIG}", "--seeds: 1"),
+    ("ablate", "--steps -3", "--steps: -3 is below 1"), ("compare", "--seeds 0", "--seeds: 0 is below 1"),
+    ("compare", "--seeds nan", "--seeds: inv"), ("compare", "--scenes 0", "--scenes: 0 is below 1"),
+    ("compare", "--bogus", "--bogus"), ("sample", "--scene -1", "--scene: -1 is below 0"),
+    ("sample", f"--scene {BIG}", "--scene: 1000"), ("sample", ["--question", " "], "--question"),
+    ("sample", "a b c", "one or two runs"),
+]
+OTHER = [
+    ("train", "--batch-size 1", "--batch-size 1: must be 2 or more"),
+    ("train", "--batch-size 49", "--batch-size 49: must be"), ("train", f"--batch-size {10**9}", "(--scenes 48)"),
+    ("train", "--device cuda:99", "--device cuda:99: not on this machine"),
+    ("train", "--device meta", "--device meta: not on this machine"),
+    ("train", ["--device", ""], "--device : not on this machine"),
+    ("train", "--device nonsense", "leave the option out"),
+    ("train", "--flex --device cpu", "--flex: FlexAttention cannot train on cpu"),
+    ("train", "--cache file/x", "--cache file/x: pictures cannot be kept there (Not a directory)"),
+    ("train", "--cache /proc/x", "--cache /proc/x: "),
+    ("train", "--name whole", "--name whole: runs/whole exists already; choose another name"),
+    ("train", "--resume nowhere", "--resume nowhere: "),
+    ("train", "--resume file", "--resume file: no run to go on with"),
+    ("train", "--resume empty", "--resume empty: no run to go on with"),
+    ("train", "--resume runs/whole", "--resume runs/whole: that run is finished"),
+    ("train", "--resume runs/whole/pretrained.pt", "--resume runs/"),
+    ("train", "--pretrained empty", "--pretrained: empty/model.pt: no such checkpoint"),
+    ("train", "--pretrained file", "--pretrained: file: not a"),
+    ("train", "--pretrained nowhere", "--pretrained: nowhere: no such"),
+    ("train", "--pretrained runs/whole", "give the file pretrained.pt"),
+    ("train", "--pretrained /dev/zero", "--pretrained: /dev/zero: no such"),
+    ("train", "--data coco --coco-dir nowhere", "--coco-dir nowhere"),
+    ("eval_pope", "nowhere", "nowhere: no such checkpoint"), ("eval_pope", "file", "file: not a whole checkpoint"),
+    ("eval_pope", "empty", "empty/model.pt: no"),
+    ("eval_pope", "runs/whole --cache file/x", "--cache file/x: pictures cannot be kept"),
+    ("eval_pope", "--device meta", "--device meta: not on"), ("eval_pope", "--build file --out x", "file, line 1"),
+    ("eval_pope", "runs/whole --pope file --images empty", "file, line 1"),
+    ("bench", "--device meta", "--device meta: not on"),
+    ("bench", "--preset base --scenes 64 --cache cache", "--batch-size 256: must be"),
+    ("bench", "--cache file/x --scenes 64", "--cache file/x: pictures"),
+    ("sample", "nowhere", "nowhere: no such checkpoint"),
+    ("sample", "runs/whole --device meta --question x", "--device meta"),
+    ("sample", "runs/whole --question x --image file", "file: not a readable"),
+]
+
+
+@pytest.mark.parametrize("table, wanted", [(USAGE, 2), (OTHER, 1)])
+def test_nonsense_is_refused_in_one_line_that_names_it(driver, whole, table, wanted):
+    (driver.folder / "file").write_text("x")
+    (driver.folder / "empty").mkdir(exist_ok=True)
+    before = sorted((driver.folder / "runs").iterdir())
+    for program, nonsense, says in table:
+        arguments = nonsense.split() if isinstance(nonsense, str) else nonsense
+        code, _, errors = driver.run(*arguments, program=program)
+        lines = errors_of(program, errors)
+        assert code == wanted and len(lines) == 1 and says in lines[0] and lines[0].isprintable(), (program, nonsense, code, errors)
+    assert sorted((driver.folder / "runs").iterdir()) == before  # none has left a folder
+
+
+@pytest.mark.parametrize("program, says", [
+    ("train", "/runs cannot be made"), ("mma", "masks.png cannot be written here"),
+    pytest.param("scenes", "scenes.png", marks=pytest.mark.slow)])
+def test_a_folder_that_cannot_be_written_is_named_in_one_line(driver, whole, program, says):
+    code, _, errors = driver.run(program=program, folder="/proc")
+    [line] = errors_of(program, errors)
+    assert code == 1 and says in line
+
+
+def test_a_cache_on_a_full_disk_is_one_line_and_leaves_nothing(driver, whole):
+    code, _, errors = driver.run("--scenes", 700, "--cache", "small", "--name", "small", most_bytes=1_000_000)
+    [line] = errors_of("train", errors)
+    assert code == 1 and "--cache small: pictures cannot be kept there (File too large)" in line
+    assert not list((driver.folder / "small").iterdir()) and not (driver.folder / "runs" / "small").exists()
