@@ -61,6 +61,8 @@ def trained(name, seed, arguments, patches=()):
     """
     folder = Path(f"runs/compare-{slug(name)}-seed{seed}")
     arguments = ["--seed", str(seed), "--name", folder.name, *map(str, arguments)]
+    if folder.exists() and not (folder / "model.pt").exists():
+        raise ValueError(f"{folder}: stopped before its first save; delete that folder and start again")
     checkpoint = runs.load(folder)[2] if folder.exists() else None
     if checkpoint:
         for option, wanted in vars(train.parse(arguments)).items():
@@ -194,6 +196,7 @@ def main():
     p.add_argument("--scenes", type=runs.number(int, 1), default=500, help="test scenes of POPE (default: 500)")
     p.add_argument("train", nargs="*", help="after --: further options of train.py, such as -- --sft-steps 300")
     options = p.parse_args()
+    Path("results").mkdir(exist_ok=True)  # now, for what cannot be written must not be noticed after hours
     extra, cache, seeds = options.train, train.parse(options.train).cache, range(options.seeds)
     test_sets = []
 

@@ -40,9 +40,18 @@ def survives(entry, call, *documented):
 
 TEXTS = ["Is there a star in the image?", "a red fish at top-left, a blue cup at center.", "yes", "no"] * 3
 TOKENIZER = Tokenizer.build(TEXTS)
-CONFIG = Config(vocab_size=len(TOKENIZER), context=64, width=16, heads=2, layers=1, vit_layers=1, image_size=16, patch_size=4,
-                window=4)  # 4 image tokens
+CONFIG = Config(vocab_size=len(TOKENIZER), context=64, width=16, heads=2, layers=1, vit_layers=1, image_size=16,
+                patch_size=4, window=4)  # 4 image tokens
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Operations this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +63,7 @@ def model():
 @pytest.fixture(scope="module")
 def checkpoint(model):
     """The bytes of a good checkpoint, as an unfinished run saves them."""
-    about = dict(stage="sft", attention="mma", order="image-first", seed=0, options={"seed": 0}, seconds={"sft": 1.0}, data=None)
+    about = dict(stage="sft", attention="mma", order="image-first", seed=0, options={"seed": 0}, seconds={}, data=None)
     optimizer = torch.optim.AdamW(model.parameters())
     training = {"step": 3, "seconds": {}, "metrics_bytes": 5, "losses": [1.0], "optimizers": [optimizer.state_dict()]}
     buffer = io.BytesIO()
@@ -137,11 +146,11 @@ def strange_values():
     nested = [0]
     for _ in range(40):
         nested = [nested, nested]  # 2 ** 40 numbers, if anybody printed them
-    shared = torch.zeros(1)
-    return [None, True, -1, 0, 3.5, float("nan"), 10**100, "", "x" * 100_000, "\x1b[2J\n\r\0", b"x", [], {}, nested, (1, 2), {1: 2},
-            {"a": {}}, torch.zeros(0), torch.tensor(float("nan")), shared.expand(10**12), torch.zeros(2, 3).T,
-            torch.zeros(2, dtype=torch.complex64), torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta"),
-            torch.nn.Parameter(torch.ones(3)), torch.zeros(2, dtype=torch.float8_e5m2), torch.Size([1, 2]), torch.float32]
+    return [None, True, -1, 0, 3.5, float("nan"), 10**100, "", "x" * 100_000, "\x1b[2J\n\r\0", b"x", [], {}, nested,
+            (1, 2), {1: 2}, {"a": {}}, torch.Size([1, 2]), torch.float32,
+            torch.zeros(0), torch.tensor(float("nan")), torch.zeros(1).expand(10**12), torch.zeros(2, 3).T,
+            torch.zeros(2, dtype=torch.complex64), torch.zeros(2, dtype=torch.float8_e5m2),
+            torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta"), torch.nn.Parameter(torch.ones(3))]
 
 
 def test_a_checkpoint_with_a_strange_value_anywhere_is_refused_or_a_model(tmp_path, checkpoint, model):
@@ -151,8 +160,8 @@ def test_a_checkpoint_with_a_strange_value_anywhere_is_refused_or_a_model(tmp_pa
     places += [("weights", key) for key in list(whole["weights"])[::6]] + [("words", 0), ("training", "step")]
     rng = random.Random(2)
     for value in strange_values():
-        for place in rng.sample(places, 12):
-            with_it = {key: dict(v) if isinstance(v, dict) else list(v) if isinstance(v, list) else v for key, v in whole.items()}
+        for place in rng.sample(places, 8):
+            with_it = {key: v.copy() if isinstance(v, dict | list) else v for key, v in whole.items()}
             inside = with_it
             for key in place[:-1]:
                 inside = inside[key]
@@ -189,14 +198,16 @@ def test_files_that_swell_or_share_memory_are_refused(tmp_path, checkpoint, mode
     assert memory() - before < 200e6
 
 
-ALPHABETS = ["abc XYZ-?.,", "äßñçœ łéÅ", "日本語テキスト", "🙂👩‍👩‍👧🇫🇷", "\x00\x1b\t\n\r\x7f\x85", "\u202e\u200b\ufeff\ud800\udfff", string.printable,
-             ["<pad>", "<image>", "<user>", "<assistant>", "<eos>", " "], ["Is there a star", " in the image?", "--", "-a"],
+ALPHABETS = ["abc XYZ-?.,", "äßñçœ łéÅ", "日本語テキスト", "🙂👩‍👩‍👧🇫🇷", "\x00\x1b\t\n\r\x7f\x85",
+             "\u202e\u200b\ufeff\ud800\udfff", string.printable, [*data.SPECIALS, " "],
+             ["Is there a star", " in the image?", "--", "-a"],
              [chr(i) for i in range(0x300, 0x370)], [chr(i) for i in range(0x10000, 0x10FFFF, 977)]]
 
 
 def random_text(rng, most=40):
     alphabet = rng.choice(ALPHABETS)
-    return "".join(rng.choice(alphabet if rng.random() < 0.8 else rng.choice(ALPHABETS)) for _ in range(rng.randint(0, most)))
+    return "".join(rng.choice(alphabet if rng.random() < 0.8 else rng.choice(ALPHABETS))
+                   for _ in range(rng.randint(0, most)))
 
 
 def test_any_text_survives_the_tokenizer():
@@ -217,7 +228,8 @@ def test_any_question_is_answered_or_refused_as_too_long(model):
     """Whatever is typed, the row has exactly the special tokens that the layout gives it."""
     rng = random.Random(4)
     for order in data.ORDERS:
-        texts = [random_text(rng, rng.choice((5, 20, 70))) for _ in range(60)] + ["<assistant> yes <eos>", "<image>" * 4, "x" * 100_000]
+        texts = [random_text(rng, rng.choice((5, 20, 70))) for _ in range(60)]
+        texts += ["<assistant> yes <eos>", "<image>" * 4, "x" * 100_000]
         fitting = []
         for text in texts:
             items = [Item((rng.randrange(3),) * rng.choice((1, 1, 2, 0)), text, random_text(rng, 10))]
@@ -234,8 +246,9 @@ def test_any_question_is_answered_or_refused_as_too_long(model):
         assert len(texts) == len(fitting) and all(isinstance(text, str) for text in texts)
 
 
-DTYPES = [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool, torch.float32, torch.float16, torch.float64,
-          torch.bfloat16, torch.complex64]
+INTEGERS = [torch.int8, torch.int16, torch.int32, torch.int64]
+DTYPES = [*INTEGERS, torch.uint8, torch.bool, torch.float32, torch.float16, torch.float64, torch.bfloat16,
+          torch.complex64]
 
 
 def random_tensor(rng, dtypes, shape=None, values=(-1, 0, 0, 1, 1, 2)):
@@ -245,8 +258,9 @@ def random_tensor(rng, dtypes, shape=None, values=(-1, 0, 0, 1, 1, 2)):
     if shape is None or rng.random() < 0.08:
         shape = [rng.choice((0, 1, 2, 3, 5)) for _ in range(rng.choice((0, 1, 2, 2, 2, 3)))]
     dtype = rng.choice(dtypes) if rng.random() < 0.85 else rng.choice(DTYPES)
-    numbers = [rng.choice(values) if rng.random() < 0.97 else rng.choice((-2, 127, -128, 10**6, 2**62)) for _ in range(int(np.prod(shape)))]
-    limit = torch.iinfo(dtype) if dtype in DTYPES[:5] else None
+    numbers = [rng.choice(values if rng.random() < 0.97 else (-2, 127, -128, 10**6, 2**62))
+               for _ in range(int(np.prod(shape)))]
+    limit = torch.iinfo(dtype) if dtype in DTYPES[:5] else None  # numbers that the dtype has
     numbers = [max(limit.min, min(limit.max, n)) if limit else float(n) for n in numbers]
     return torch.tensor(numbers, dtype=torch.float64 if limit is None else torch.int64).reshape(shape).to(dtype)
 
@@ -255,7 +269,7 @@ def test_any_tensors_give_the_right_mask_or_an_error():
     rng, right = random.Random(5), 0
     for i in range(400):
         shape = [rng.choice((0, 1, 2, 3)), rng.choice((0, 1, 2, 5, 9))]
-        modality = random_tensor(rng, DTYPES[:4], shape)
+        modality = random_tensor(rng, INTEGERS, shape)
         generated = random_tensor(rng, [torch.bool], shape, (0, 0, 0, 0, 0, 1))
         kind = rng.choice([*KINDS] * 8 + ["", "MMA", None, 3])
         good, mask = survives("attention_mask", lambda: attention_mask(modality, generated, kind), ValueError)
@@ -282,22 +296,23 @@ def test_any_inputs_give_logits_or_an_error(model):
             modality[n % B, :4] = 1
         generated = torch.zeros(B, T, dtype=torch.bool)
         ids = torch.randint(0, CONFIG.vocab_size, (B, T))
-        images = torch.randint(0, 256, (pictures, 16, 16, 3), dtype=torch.uint8) if pictures or rng.random() < 0.5 else None
-        labels = rng.choice([None, torch.where(torch.rand(B, T) < 0.3, ids, IGNORE)])
-        arguments = {"images": images, "ids": ids, "modality": modality, "generated": generated, "labels": labels,
-                     "kind": rng.choice(KINDS), "image_index": torch.arange(pictures) if pictures and rng.random() < 0.5 else None}
+        images = torch.randint(0, 256, (pictures, 16, 16, 3), dtype=torch.uint8)
+        labels = torch.where(torch.rand(B, T) < 0.3, ids, IGNORE)
+        arguments = {"images": images if pictures or rng.random() < 0.5 else None, "ids": ids, "modality": modality,
+                     "generated": generated, "labels": rng.choice([None, labels]),
+                     "kind": rng.choice(KINDS), "image_index": rng.choice([None, torch.arange(pictures)])}
         for name in rng.sample(sorted(arguments), rng.choice((0, 1, 1, 2))):  # what is wrong with it
             arguments[name] = {
-                "images": lambda: random_tensor(rng, [torch.uint8], [rng.choice((0, 1, 2)), 16, rng.choice((15, 16)), 3], (0, 255)),
+                "images": lambda: random_tensor(rng, [torch.uint8], [pictures, 16, rng.choice((15, 16)), 3], (0, 255)),
                 "ids": lambda: random_tensor(rng, [torch.int64], (B, T), (0, 1, 5, CONFIG.vocab_size - 1)),
-                "modality": lambda: random_tensor(rng, DTYPES[:4], (B, T)),
+                "modality": lambda: random_tensor(rng, INTEGERS, (B, T)),
                 "generated": lambda: random_tensor(rng, [torch.bool], (B, T), (0, 1)),
                 "labels": lambda: random_tensor(rng, [torch.int64], (B, T), (IGNORE, 5)),
                 "kind": lambda: rng.choice(("", None, "both")),
                 "image_index": lambda: random_tensor(rng, [torch.int64], [rng.choice((0, 1, 2))], (0, 1, -1))}[name]()
         documented = (ValueError, IndexError)  # IndexError: a label out of range
-        if any(not isinstance(v, torch.Tensor) for k, v in arguments.items() if k in ("ids", "modality", "generated")) or not all(
-                isinstance(arguments[k], torch.Tensor | None) for k in ("images", "labels", "image_index")):
+        if not all(isinstance(value, torch.Tensor) or value is None and name in ("images", "labels", "image_index")
+                   for name, value in arguments.items() if name != "kind"):
             documented += TypeError, AttributeError  # no tensor at all: Python's own errors will do
         if arguments["images"] is not None and not getattr(arguments["images"], "shape", None):
             documented += (TypeError,)  # len() of a single number
@@ -309,10 +324,11 @@ def test_any_inputs_give_logits_or_an_error(model):
             right += bool(B and T)
         prompt = {key: arguments[key] for key in ("images", "ids", "modality", "kind", "image_index")}
         more = {"max_new_tokens": rng.choice((1, 3, 8, 0, -1, 10**9)), "end": rng.choice((4, -1)),
-                "temperature": rng.choice((0, 0, 1.0, -1.0, float("nan"), float("inf"), 1e-30)), "top_k": rng.choice((None, 1, 5, 0, 10**9))}
+                "temperature": rng.choice((0, 0, 1.0, -1.0, float("nan"), float("inf"), 1e-30)),
+                "top_k": rng.choice((None, 1, 5, 0, 10**9))}
         good, ids = survives("MultimodalGPT.generate", lambda: model.generate(**prompt, **more), *documented)
         if good:
-            assert ids.shape[0] == prompt["ids"].shape[0] and ids.shape[1] <= more["max_new_tokens"] and ids.dtype == torch.int64
+            assert len(ids) == len(prompt["ids"]) and ids.shape[1] <= more["max_new_tokens"]
             assert not len(ids) or -1 <= ids.min() and ids.max() < CONFIG.vocab_size
             right += bool(B and T)
     assert right > 30

@@ -19,7 +19,7 @@ import torch
 
 import runs
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the tests fork, and look into Linux's /proc")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the driver forks and needs Linux's /proc")
 ROOT = Path(runs.__file__).parent
 
 DRIVER = '''
@@ -125,8 +125,8 @@ class Driver:
         self.folder, self.count, self.program = folder, 0, folder / "driver.py"
         self.program.write_text(f"ROOT = {str(ROOT)!r}\n{DRIVER}")
         self.environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-        self.process = subprocess.Popen([sys.executable, str(self.program)], cwd=folder, text=True, env=self.environment,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen([sys.executable, str(self.program)], cwd=folder, env=self.environment,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def tell(self, **job):
         self.process.stdin.write(json.dumps(job) + "\n")
@@ -265,7 +265,7 @@ def kill_until_done(driver, whole, name, kills, seed, fresh=False):
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_never_was(driver, whole):
-    met = kill_until_done(driver, whole, "killed", 14, seed=0)
+    met = kill_until_done(driver, whole, "killed", 12, seed=0)
     assert min(met["in a save"], met["temporary file left"], met["pretrain"], met["sft"]) >= 2, met
 
 
@@ -276,7 +276,7 @@ def test_a_run_of_fresh_interpreters_that_is_killed_ends_as_one_that_never_was(d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_fifty_kills_change_nothing(driver, whole, seed):
     met = kill_until_done(driver, whole, f"killed-{seed}", 50, seed=100 + seed)
 
@@ -295,7 +295,12 @@ def test_a_run_killed_before_its_first_checkpoint_says_so_in_one_line(driver, wh
 
 def test_a_save_is_on_the_disk_before_its_name_is_and_then_the_name_is(tmp_path, monkeypatch):
     done, fsync, replace = [], os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (done.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"), fsync(fd)))
+
+    def told_fsync(fd):
+        done.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", told_fsync)
     monkeypatch.setattr(os, "replace", lambda old, new: (done.append("rename"), replace(old, new)))
     runs.save(tmp_path / "model.pt", {"a": torch.ones(3)})
     assert done == ["file", "rename", "folder"] and [p.name for p in tmp_path.iterdir()] == ["model.pt"]
@@ -319,7 +324,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(driver, whole, fresh):
 
 
 def test_two_processes_never_train_in_one_folder(driver, whole):
-    first = driver.start(*COMMON, "--name", "shared", "--sft-steps", 5000)
+    first = driver.start(*COMMON, "--name", "shared", "--sft-steps", 500)
     first.until(lambda events: events.count("d") > 2)
     code, _, errors = driver.run("--resume", "runs/shared")
     assert code == 1 and errors_of("train", errors) == [
@@ -339,7 +344,7 @@ def test_a_process_may_go_on_in_a_folder_that_it_holds(tmp_path):
     assert (tmp_path / "lock").read_bytes() == b""
 
 
-@pytest.mark.parametrize("at", [1, 2, *(pytest.param(at, marks=pytest.mark.slow) for at in (11, 12, 13)), 20])
+@pytest.mark.parametrize("at", [1, 20, *(pytest.param(at, marks=pytest.mark.slow) for at in (2, 11, 12, 13))])
 def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(driver, whole, at):
     """At the first save, in pre-training, around its end, in fine-tuning."""
     name = f"full-{at}"
@@ -365,7 +370,8 @@ def test_one_thread_or_two_give_the_very_same_run(driver, whole):
 @pytest.mark.slow
 def test_omp_num_threads_of_one_or_two_gives_the_very_same_run(driver, whole):
     for threads in ("1", "2"):
-        process = driver.start(*COMMON, "--name", f"omp-{threads}", fresh=True, environment={"OMP_NUM_THREADS": threads})
+        process = driver.start(*COMMON, "--name", f"omp-{threads}", fresh=True,
+                               environment={"OMP_NUM_THREADS": threads})
         assert process.wait() == 0, process.text(".err")
         same(driver.folder / "runs" / f"omp-{threads}", whole)
 
@@ -386,8 +392,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(driver, whole):
     code, _, errors = driver.run(*COMMON, "--name", "inf", inf_weight_at=10)
     [line] = errors_of("train", errors)
     assert code == 1 and "a weight is not a finite number at step 10 of pretrain" in line
-    assert driver.run("--resume", "runs/inf")[0] == 0
-    same(driver.folder / "runs" / "inf", whole)
+    assert runs.load(driver.folder / "runs" / "inf")[2]["training"]["step"] == 9
 
 
 BIG = str(10**30)
@@ -489,7 +494,8 @@ def test_nonsense_is_refused_in_one_line_that_names_it(driver, whole, table, wan
         arguments = nonsense.split() if isinstance(nonsense, str) else nonsense
         code, _, errors = driver.run(*arguments, program=program)
         lines = errors_of(program, errors)
-        assert code == wanted and len(lines) == 1 and says in lines[0] and lines[0].isprintable(), (program, nonsense, code, errors)
+        assert code == wanted and len(lines) == 1, (program, nonsense, code, errors)
+        assert says in lines[0] and lines[0].isprintable(), (program, nonsense, errors)
     assert sorted((driver.folder / "runs").iterdir()) == before  # none has left a folder
 
 
