@@ -29,7 +29,7 @@ ROWS = {  # name -> (attention, order); as in Table 1 of the paper, whose DOT is
     "prefix": ("prefix", "image-first"),
     "mma": ("mma", "image-first"),
 }
-LONG_ROWS, LONG_SEEDS, LONGER = ("causal", "prefix", "mma"), 2, 3
+LONG_ROWS, LONGER = ("causal", "prefix", "mma"), 3
 REACHED = 0.9  # "steps to 90 %": of POPE `random` on validation scenes
 
 
@@ -193,11 +193,15 @@ def main():
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seeds", type=runs.number(int, 1), default=3, help="seeds a row (default: 3)")
+    p.add_argument("--long-seeds", type=runs.number(int, 1), default=2,
+                   help=f"of these, seeds that are fine-tuned {LONGER} times as long, too (default: 2)")
+    p.add_argument("--known", metavar="FILE", help="a results.json of before: what is in it is not trained again")
     p.add_argument("--scenes", type=runs.number(int, 1), default=500, help="test scenes of POPE (default: 500)")
     p.add_argument("train", nargs="*", help="after --: further options of train.py, such as -- --sft-steps 300")
     options = p.parse_args()
     Path("results").mkdir(exist_ok=True)  # now, for what cannot be written must not be noticed after hours
     extra, cache, seeds = options.train, train.parse(options.train).cache, range(options.seeds)
+    known = json.loads(Path(options.known).read_text()) if options.known else {}
     test_sets = []
 
     def test():
@@ -205,22 +209,26 @@ def main():
             test_sets.append(TestSet.of_scenes(cache, options.scenes))
         return test_sets[0]
 
-    def rows_of(names, seeds, longer=1):
-        found = {seed: {name: measured(fine_tuned(name, seed, extra, longer), test) for name in names} for seed in seeds}
-        return {name: {str(seed): found[seed][name] for seed in seeds} for name in names}
+    def rows_of(table, names, seeds, longer=1):
+        found = {}
+        for seed in map(str, seeds):
+            found[seed] = {name: known.get(table, {}).get(name, {}).get(seed) for name in names}
+            if not all(found[seed].values()):  # a seed is trained as a whole, on one machine
+                found[seed] = {name: measured(fine_tuned(name, int(seed), extra, longer), test) for name in names}
+        return {name: {seed: found[seed][name] for seed in found} for name in names}
 
     results = {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-               "main": rows_of(ROWS, seeds), "long": {}, "pretraining": {}}
+               "main": rows_of("main", ROWS, seeds), "long": {}, "pretraining": known.get("pretraining", {})}
     check_equal(results["main"], "comparison")
     write(results)  # the rest takes as long again: have this table now
-    for name, patches in PRETRAINING.items():
+    for name, patches in PRETRAINING.items() if not known.get("pretraining") else ():
         folder = pretrained(0, extra, f"pretrain-{name}" if patches else "pretrain", patches)
         lines = metrics(folder, "pretrain")
         results["pretraining"][name] = {
             "loss": [line["loss"] for line in lines if "loss" in line][-1],
             "right": [line["accuracy"]["caption"] for line in lines if "accuracy" in line][-1],
             "example": example_caption(folder, cache)}
-    results["long"] = rows_of(LONG_ROWS, seeds[:LONG_SEEDS], LONGER)
+    results["long"] = rows_of("long", LONG_ROWS, seeds[:options.long_seeds], LONGER)
     check_equal(results["long"], f"{LONGER} times as long")
     write(results)
     print("\n" + tables(results))

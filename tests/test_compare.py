@@ -52,6 +52,10 @@ def test_a_comparison_trains_every_row_once_and_writes_its_tables(in_small_world
     monkeypatch.setattr(compare, "TestSet", None)  # nor asked again
     compare.main()
     assert json.loads(Path("results/results.json").read_text()) == results
+    Path("runs").rename("away")  # what was measured elsewhere is taken from its results
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:1], "--known", "results/results.json", *sys.argv[1:]])
+    compare.main()
+    assert json.loads(Path("results/results.json").read_text()) == results
 
 
 def test_rows_that_are_not_comparable_are_refused(in_small_world):
