@@ -87,7 +87,8 @@ def timed(name, extra, steps):
         for variant in (False, True):
             with ExitStack() as stack:
                 patched(stack, variant)
-                trainers.append(train.Trainer(train.parse(extra), Path(folder), torch.device("cpu")))
+                options = train.parse([*extra, "--scenes", "2000"])  # enough for a few steps
+                trainers.append(train.Trainer(options, Path(folder), torch.device("cpu")))
                 if variant and change:
                     change(trainers[-1])
     times = {}
