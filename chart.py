@@ -42,7 +42,7 @@ def chart(lines, path, title, x_label, y_label, y_range):
     for (name, points), color in zip(lines.items(), COLORS):
         band = [at(x, max(ys)) for x, ys in points] + [at(x, min(ys)) for x, ys in reversed(points)]
         shade = Image.new("L", picture.size)
-        ImageDraw.Draw(shade).polygon(band, 40)
+        ImageDraw.Draw(shade).polygon(band, 26)
         picture.paste(color, mask=shade)
     pen = ImageDraw.Draw(picture)
     ends = []

@@ -182,7 +182,7 @@ def write(results, folder=Path("results")):
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / "table.md").write_text(tables(results))
     lines = {}
-    for name, by_seed in results["main"].items():
+    for name, by_seed in reversed(results["main"].items()):  # mma first: it gets the plainest line
         curves = [dict(map(tuple, f["curve"])) for f in by_seed.values()]
         lines[name] = [(0, [50] * len(curves)), *((step, [100 * c[step] for c in curves]) for step in curves[0])]
     chart(lines, folder / "curves.png", f"POPE random on unseen scenes, while fine-tuning ({len(curves)} seeds)",
