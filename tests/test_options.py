@@ -1,7 +1,7 @@
 """Nonsense on the command line of any program is one line that names the option and the mend, never a traceback."""
 import pytest
 
-from test_survive import driver, errors_of, pytestmark, whole  # noqa: F401  driver and whole are fixtures
+from driving import driver, errors_of, pytestmark, whole  # noqa: F401  driver and whole are fixtures
 
 BIG = str(10**30)
 USAGE = [  # program, nonsense, what the one line says
