@@ -87,8 +87,8 @@ def accuracy_by_kind(examples, rows, answers):
 class TestSet:
     """POPE's questions about pictures, and questions of other kinds about them, made once for all runs.
 
-    images: (N, size, size, 3) uint8; names: for each split the list of the official-format question dicts;
-    questions: for each split the list of Items, in the same order; kinds: list of further Items.
+    images: (N, size, size, 3) uint8; splits: split -> list of question dicts as in the official files; items: split ->
+    list of Items, in the same order; kinds: further Items.
     """
 
     def __init__(self, images, splits, items, kinds=()):
