@@ -1,4 +1,4 @@
-"""A line chart with Pillow: one line a row, a band for the spread over seeds, names at the lines' ends.
+"""A line chart with Pillow: one thick line a row, a thin one for each of its seeds, names at the lines' ends.
 
 `compare.py` draws the learning curves with it. The colours are those of Okabe and Ito, which colour-blind
 readers can tell apart; dashes tell them apart in grey, too.
@@ -16,7 +16,8 @@ def chart(lines, path, title, x_label, y_label, y_range):
     """Draw lines and write the picture to `path`.
 
     lines: dict of name -> list of (x, [y of each seed]), sorted by x, which starts at 0; y_range: (lowest, highest).
-    The line is the mean over the seeds, the band reaches from the least to the greatest.
+    The thick line is the mean over the seeds. Each seed is drawn too, as a band would hide that a seed either learns or
+    does not.
     """
     picture = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), PAPER)
     x_max, (low, high) = max(x for points in lines.values() for x, _ in points), y_range
@@ -39,12 +40,10 @@ def chart(lines, path, title, x_label, y_label, y_range):
     pen.text((at(x_max / 2, low)[0], (HEIGHT - 8) * SCALE), x_label, INK, small, anchor="md")
     pen.text((LEFT * SCALE, 40 * SCALE), y_label, INK, small)
 
-    for (name, points), color in zip(lines.items(), COLORS):
-        band = [at(x, max(ys)) for x, ys in points] + [at(x, min(ys)) for x, ys in reversed(points)]
-        shade = Image.new("L", picture.size)
-        ImageDraw.Draw(shade).polygon(band, 26)
-        picture.paste(color, mask=shade)
-    pen = ImageDraw.Draw(picture)
+    for points, color in zip(lines.values(), COLORS):
+        pale = tuple((255 + part) // 2 for part in color)
+        for seed in range(len(points[0][1])):
+            pen.line([at(x, ys[seed]) for x, ys in points], pale, SCALE, joint="curve")
     ends = []
     for (name, points), color, dash in zip(lines.items(), COLORS, DASHES):
         means = [at(x, sum(ys) / len(ys)) for x, ys in points]

@@ -186,7 +186,7 @@ def write(results, folder=Path("results")):
         curves = [dict(map(tuple, f["curve"])) for f in by_seed.values()]
         lines[name] = [(0, [50] * len(curves)), *((step, [100 * c[step] for c in curves]) for step in curves[0])]
     chart(lines, folder / "curves.png", f"POPE random on unseen scenes, while fine-tuning ({len(curves)} seeds)",
-          "steps of fine-tuning", "accuracy in percent: mean, least and greatest; 50 is guessing", (40, 100))
+          "steps of fine-tuning", "accuracy in percent: thick the mean, thin each seed; 50 is guessing", (40, 100))
 
 
 def main():
