@@ -15,12 +15,13 @@ SCALE = 2  # drawn larger and shrunk: smooth lines
 def chart(lines, path, title, x_label, y_label, y_range):
     """Draw lines and write the picture to `path`.
 
-    lines: dict of name -> list of (x, [y of each seed]), sorted by x, which starts at 0; y_range: (lowest, highest).
+    lines: dict of name -> (style, points): a number from 0 to 6, which fixes color and dashes, and a list of
+    (x, [y of each seed]), sorted by x, which starts at 0; y_range: (lowest, highest).
     The thick line is the mean over the seeds. Each seed is drawn too, as a band would hide that a seed either learns or
     does not.
     """
     picture = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), PAPER)
-    x_max, (low, high) = max(x for points in lines.values() for x, _ in points), y_range
+    x_max, (low, high) = max(x for _, points in lines.values() for x, _ in points), y_range
 
     def at(x, y):
         """Data -> pixel."""
@@ -40,14 +41,15 @@ def chart(lines, path, title, x_label, y_label, y_range):
     pen.text((at(x_max / 2, low)[0], (HEIGHT - 8) * SCALE), x_label, INK, small, anchor="md")
     pen.text((LEFT * SCALE, 40 * SCALE), y_label, INK, small)
 
-    for points, color in zip(lines.values(), COLORS):
-        pale = tuple((255 + part) // 2 for part in color)
+    for style, points in lines.values():
+        pale = tuple((255 + part) // 2 for part in COLORS[style])
         for seed in range(len(points[0][1])):
             pen.line([at(x, ys[seed]) for x, ys in points], pale, SCALE, joint="curve")
     ends = []
-    for (name, points), color, dash in zip(lines.items(), COLORS, DASHES):
+    for name, (style, points) in lines.items():
+        color = COLORS[style]
         means = [at(x, sum(ys) / len(ys)) for x, ys in points]
-        dashed(pen, means, color, [SCALE * d for d in dash])
+        dashed(pen, means, color, [SCALE * d for d in DASHES[style]])
         ends.append((means[-1][1], name, color, means[-1]))
     below = 0
     for y, name, color, end in sorted(ends):  # names move down where they would lie on each other

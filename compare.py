@@ -2,7 +2,8 @@
 
 `python compare.py --seeds 3` pre-trains once for each seed, fine-tunes every row of ROWS from there, some of them
 again for LONGER times as many steps, and adds two lessons on pre-training. What is done is not done again: stop it
-and start it as you like. Tables and figures go to results/: table.md, results.json, curves.png.
+and start it as you like. Tables and figures go to results/: table.md, results.json, curves.png,
+curves-long.png.
 """
 import argparse
 import json
@@ -177,24 +178,27 @@ def example_caption(folder, cache):
 
 
 def write(results, folder=Path("results")):
-    """results.json, table.md and curves.png."""
+    """results.json, table.md, curves.png and, if there are longer runs, curves-long.png."""
     folder.mkdir(exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / "table.md").write_text(tables(results))
-    lines = {}
-    for name, by_seed in reversed(results["main"].items()):  # mma first: it gets the plainest line
-        curves = [dict(map(tuple, f["curve"])) for f in by_seed.values()]
-        lines[name] = [(0, [50] * len(curves)), *((step, [100 * c[step] for c in curves]) for step in curves[0])]
-    chart(lines, folder / "curves.png", f"POPE random on unseen scenes, while fine-tuning ({len(curves)} seeds)",
-          "steps of fine-tuning", "accuracy in percent: thick the mean, thin each seed; 50 is guessing", (40, 100))
+    for table, file in (("main", "curves.png"), ("long", "curves-long.png")):
+        lines = {}
+        for style, name in enumerate(reversed(ROWS)):  # mma first: it gets the plainest line
+            if name in results[table]:
+                curves = [dict(map(tuple, f["curve"])) for f in results[table][name].values()]
+                lines[name] = style, [(0, [50] * len(curves)), *((x, [100 * c[x] for c in curves]) for x in curves[0])]
+        if lines:
+            chart(lines, folder / file, f"POPE random on unseen scenes, while fine-tuning ({len(curves)} seeds)",
+                  "steps of fine-tuning", "accuracy in percent: thick the mean, thin each seed; 50 is guessing", (40, 100))
 
 
 def main():
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seeds", type=runs.number(int, 1), default=3, help="seeds a row (default: 3)")
-    p.add_argument("--long-seeds", type=runs.number(int, 1), default=2,
-                   help=f"of these, seeds that are fine-tuned {LONGER} times as long, too (default: 2)")
+    p.add_argument("--long-seeds", type=runs.number(int, 1), default=3,
+                   help=f"of these, seeds that are fine-tuned {LONGER} times as long, too (default: 3)")
     p.add_argument("--known", metavar="FILE", help="a results.json of before: what is in it is not trained again")
     p.add_argument("--scenes", type=runs.number(int, 1), default=500, help="test scenes of POPE (default: 500)")
     p.add_argument("train", nargs="*", help="after --: further options of train.py, such as -- --sft-steps 300")

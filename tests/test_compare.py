@@ -41,8 +41,13 @@ def test_a_comparison_trains_every_row_once_and_writes_its_tables(in_small_world
     mean = sum(100 * mma[seed]["pope"]["popular"]["accuracy"] for seed in "01") / 2
     assert first[-1].split("|")[3].split()[0] == f"{mean:.1f}"
     assert results["main"]["causal text-first"] != results["main"]["causal"]
-    with Image.open("results/curves.png") as picture:
-        assert picture.size == (chart.WIDTH, chart.HEIGHT)
+    for curves in ("curves.png", "curves-long.png"):
+        with Image.open(f"results/{curves}") as picture:
+            assert picture.size == (chart.WIDTH, chart.HEIGHT)
+            colors = {color for _, color in picture.getcolors(1 << 20)}
+        drawn = [name for name, color in zip(reversed(compare.ROWS), chart.COLORS) if color in colors]
+        rows = compare.ROWS if curves == "curves.png" else compare.LONG_ROWS
+        assert drawn == [name for name in reversed(compare.ROWS) if name in rows]  # a row keeps its color
 
     trained = compare.pretrained(0, TINY, "pretrain-mma", compare.PRETRAINING["mma"])  # there is no question to open
     for name, weight in runs.load(trained)[0].state_dict().items():
