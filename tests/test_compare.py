@@ -25,6 +25,26 @@ def in_small_world(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+def test_a_line_of_a_chart_has_the_color_of_its_style_and_a_thin_line_for_each_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(chart, "SCALE", 1)  # not shrunk: pure colors
+    chart.chart({"a": (0, [(0, [45, 95]), (10, [45, 95])])}, tmp_path / "chart.png", "", "", "", (40, 100))
+    with Image.open(tmp_path / "chart.png") as picture:
+        column = [picture.getpixel((chart.LEFT + 100, y)) for y in range(chart.TOP, chart.HEIGHT - chart.BOTTOM)]
+    middle = [y / len(column) for y, color in enumerate(column) if color == chart.COLORS[0]]
+    assert len(middle) == 3 and 100 - 60 * middle[1] == pytest.approx(70, abs=0.5)  # thick: the mean
+    pale = [y / len(column) for y, color in enumerate(column) if color == tuple((255 + c) // 2 for c in chart.COLORS[0])]
+    assert [100 - 60 * y for y in pale] == pytest.approx([95, 45], abs=0.5)
+
+
+def test_a_row_has_the_same_style_in_both_pictures(tmp_path, monkeypatch):
+    results, drawn = json.loads((ROOT / "results" / "results.json").read_text()), []
+    monkeypatch.setattr(compare, "chart", lambda lines, *_: drawn.append({name: style for name, (style, _) in lines.items()}))
+    compare.write(results, tmp_path)
+    main, long = drawn
+    assert set(main) == set(compare.ROWS) and len(set(main.values())) == len(main)
+    assert long == {name: main[name] for name in compare.LONG_ROWS}
+
+
 def test_a_comparison_trains_every_row_once_and_writes_its_tables(in_small_world, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compare.py", "--seeds", "2", "--scenes", "5", "--", *TINY])
     compare.main()
@@ -44,10 +64,6 @@ def test_a_comparison_trains_every_row_once_and_writes_its_tables(in_small_world
     for curves in ("curves.png", "curves-long.png"):
         with Image.open(f"results/{curves}") as picture:
             assert picture.size == (chart.WIDTH, chart.HEIGHT)
-            colors = {color for _, color in picture.getcolors(1 << 20)}
-        drawn = [name for name, color in zip(reversed(compare.ROWS), chart.COLORS) if color in colors]
-        rows = compare.ROWS if curves == "curves.png" else compare.LONG_ROWS
-        assert drawn == [name for name in reversed(compare.ROWS) if name in rows]  # a row keeps its color
 
     trained = compare.pretrained(0, TINY, "pretrain-mma", compare.PRETRAINING["mma"])  # there is no question to open
     for name, weight in runs.load(trained)[0].state_dict().items():
