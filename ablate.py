@@ -79,6 +79,7 @@ def timed(name, extra, steps):
     patches, change = SPEED[name]
 
     def patched(stack, wanted):
+        """Undo the choice while `stack` is open, if wanted."""
         for owner, attribute, value in patches if wanted else ():
             stack.enter_context(patch.object(owner, attribute, value))
 

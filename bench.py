@@ -108,6 +108,7 @@ class Bench:
                  for k, n in ((D, 3 * D), (D, D), (D, 4 * D), (4 * D, D))]
 
         def products():
+            """The matrix multiplications of one block, and nothing else."""
             for x, w in pairs:
                 F.linear(x, w)
 
@@ -165,12 +166,14 @@ class Bench:
         batch = examples.batch(rows).to(self.device)
 
         def step(kind):
+            """Forward and backward under a mask of this kind."""
             with runs.autocast(self.device):
                 self.model(**batch.inputs(), kind=kind)[1].backward()
             self.model.zero_grad(set_to_none=True)
 
         def is_causal():
-            attend = F.scaled_dot_product_attention  # the kernel that a causal mask alone could use
+            """A step with the kernel that a causal mask alone could use."""
+            attend = F.scaled_dot_product_attention
             with patch.object(F, "scaled_dot_product_attention",
                               lambda q, k, v, attn_mask: attend(q, k, v, is_causal=attn_mask is not None)):
                 step("causal")
@@ -210,7 +213,8 @@ class Bench:
         self.add("mask of 64 x 512 positions", taken, " µs", 1e6, 0)
         m, g = modality[0].tolist(), generated[0].tolist()
 
-        def loop():  # one row; 64 of them would take minutes
+        def loop():
+            """The mask of one row; 64 of them would take minutes."""
             for q in range(512):
                 for k in range(512):
                     m[q] != PAD and m[k] != PAD and (k <= q or m[q] > TEXT and m[k] != m[q] and not g[k])
@@ -226,6 +230,7 @@ class Bench:
 
             @torch.inference_mode()
             def uncached():
+                """Each new token by a pass over the whole row."""
                 ids, modality = batch.ids, batch.modality
                 for _ in range(new):
                     generated = torch.zeros_like(ids, dtype=torch.bool)
@@ -235,6 +240,7 @@ class Bench:
                     modality = F.pad(modality, (0, 1), value=TEXT)
 
             def cached():
+                """The same tokens with the KV cache."""
                 model.generate(batch.images, batch.ids, batch.modality, new, -1, "mma", batch.image_index)
 
             with runs.autocast(self.device, B > 1):  # one row alone is faster in float32; `sample.py` asks so
@@ -250,6 +256,7 @@ class Bench:
         generate = self.model.generate
 
         def two_tokens(images, ids, modality, max_new_tokens, *rest):
+            """`generate`, cut after two tokens: "yes" or "no" and the end."""
             return generate(images, ids, modality, 2, *rest)
 
         with patch.object(self.model, "generate", two_tokens):
@@ -280,15 +287,17 @@ class Bench:
 def timed_parts(trainer, clock):
     """While open, every train_step adds the seconds of its parts to the clock."""
     def timed(owner, attribute, name):
+        """A patch that times each call of owner.attribute as the part `name`."""
         function = getattr(owner, attribute)
 
         def wrapper(*args, **kwargs):
+            """The function itself, timed."""
             with clock.part(name):
                 return function(*args, **kwargs)
         return patch.object(owner, attribute, wrapper)
 
     def optimizers():
-        # they run side by side too, so that their mean over the threads is the time that passes
+        """They run side by side too, so that their mean over the threads is the time that passes."""
         for optimizer in trainer.optimizers:
             yield timed(optimizer, "step", "optimizer")
 

@@ -85,6 +85,7 @@ def read_captions(path):
     content, captions = read_json(path, "images", "annotations"), defaultdict(list)
 
     def add(annotation, number):
+        """Keep the caption of one picture."""
         text = " ".join(field(annotation, "caption", str, path).split())
         if not text:
             raise ValueError(f"{path}: the caption of annotation {annotation.get('id')} (picture {number}) is empty")
@@ -103,6 +104,7 @@ def read_objects(path):
     objects, crowds = defaultdict(Counter), defaultdict(set)
 
     def add(annotation, number):
+        """Count one object of a picture, or note its crowd."""
         category = field(annotation, "category_id", int, path)
         if not names.get(category):
             raise ValueError(f"{path}: annotation {annotation.get('id')} has the unknown category_id {category}")

@@ -117,12 +117,18 @@ def measured(folder, test):
 
 
 def check_equal(table, what):
-    """All rows of a table: the same steps, the same data in the same order, the same number of parameters."""
+    """All rows of a table: the same steps, the same data in the same order, the same number of parameters.
+
+    table: row -> seed -> what `measured` returns. Raises ValueError that names what differs, between rows or seeds.
+    """
     for seed in {seed for row in table.values() for seed in row}:
         for key in ("steps", "data", "parameters"):
             found = {name: row[seed][key] for name, row in table.items() if seed in row}
             if len(set(found.values())) > 1:
                 raise ValueError(f"{what}, seed {seed}: the rows are not comparable, their {key} differ: {found}")
+    found = {seed: run["steps"] for row in table.values() for seed, run in row.items()}
+    if len(set(found.values())) > 1:  # the data, and with them the vocabulary, may differ from seed to seed
+        raise ValueError(f"{what}: the seeds are not comparable, their steps differ: {found}")
     first = next(iter(next(iter(table.values())).values()))
     print(f"{what}: equal in every row: {first['steps']} steps, {first['parameters']:,} parameters, "
           "the data and their order (checksums of all batches compared)")
@@ -154,6 +160,7 @@ def pope_table(table):
 def tables(results):
     """results/table.md as text, from what stands in results/results.json."""
     def counted(table):
+        """Steps and seeds of a table, as its title."""
         seeds = len(next(iter(table.values())))
         steps = next(iter(next(iter(table.values())).values()))["steps"]
         return f"{steps} steps of fine-tuning, " + (f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed")
@@ -193,6 +200,17 @@ def write(results, folder=Path("results")):
                   "steps of fine-tuning", "accuracy in percent: thick the mean, thin each seed; 50 is guessing", (40, 100))
 
 
+def read_results(path):
+    """What `write` left in a results.json. ValueError names a file that is none, OSError one that cannot be read."""
+    try:
+        results = json.loads(Path(path).read_text())
+    except ValueError as error:  # of JSON or of UTF-8
+        raise ValueError(f"{path}: no results.json of this program ({error})") from None
+    if not isinstance(results, dict) or not {"main", "long", "pretraining"} <= set(results):
+        raise ValueError(f"{path}: no results.json of this program (main, long and pretraining are wanted in it)")
+    return results
+
+
 def main():
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -205,15 +223,17 @@ def main():
     options = p.parse_args()
     Path("results").mkdir(exist_ok=True)  # now, for what cannot be written must not be noticed after hours
     extra, cache, seeds = options.train, train.parse(options.train).cache, range(options.seeds)
-    known = json.loads(Path(options.known).read_text()) if options.known else {}
+    known = read_results(options.known) if options.known else {}
     test_sets = []
 
     def test():
+        """The test set, drawn when it is first wanted."""
         if not test_sets:
             test_sets.append(TestSet.of_scenes(cache, options.scenes))
         return test_sets[0]
 
     def rows_of(table, names, seeds, longer=1):
+        """row -> seed -> what `measured` returns; what is known is taken from there."""
         found = {}
         for seed in map(str, seeds):
             found[seed] = {name: known.get(table, {}).get(name, {}).get(seed) for name in names}

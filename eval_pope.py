@@ -47,6 +47,7 @@ def score(answers, labels):
     tn = len(said) - tp - fp - fn
 
     def ratio(a, b):
+        """a / b, and 0 for 0 / 0."""
         return a / b if b else 0.0
 
     precision, recall = ratio(tp, tp + fp), ratio(tp, tp + fn)
@@ -64,6 +65,7 @@ def answer(model, examples, rows, kind, max_new_tokens=8, batch_size=256, progre
     device = model.token.weight.device
 
     def one_batch(start):
+        """The answers to `batch_size` rows from the start-th on."""
         batch = examples.batch(rows[start:start + batch_size], prompts_only=True).to(device)
         with runs.autocast(device):
             ids = model.generate(batch.images, batch.ids, batch.modality, max_new_tokens, EOS_ID, kind,

@@ -83,6 +83,7 @@ def mask_mod(modality, generated, kind="mma", validate=True):
     _check(modality, generated, kind, validate)
 
     def mod(b, h, q_idx, kv_idx):
+        """Indices of row, head, query and key -> bool, the same for every head."""
         return may_attend(q_idx, kv_idx, modality[b, q_idx], modality[b, kv_idx],
                           generated[b, q_idx], generated[b, kv_idx], kind)
 
@@ -157,6 +158,7 @@ def to_picture(names, masks, kinds=KINDS):
     image_colour, text_colour = (20, 120, 90), (40, 40, 40)
 
     def colour_of(name):
+        """The colour of a position's label."""
         return image_colour if name == "img" else text_colour
 
     for q, name in enumerate(names):

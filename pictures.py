@@ -95,6 +95,7 @@ def load_all(folder, names, size, cache_dir):
     unfinished, bad = cache.with_suffix(f".{os.getpid()}.tmp"), {}
 
     def decode(i):
+        """The i-th picture, or a note in `bad` of what is wrong with it."""
         try:
             return load(paths[i], size)
         except ValueError as error:

@@ -195,6 +195,7 @@ def threads(device, most=2):
     cores = max(1, torch.get_num_threads() // workers)
 
     def start():
+        """What each new thread does first."""
         torch.set_num_threads(cores)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # every thread has a current device of its own
@@ -216,6 +217,7 @@ def autocast(device, wanted=True):
 def number(kind, least, most=10**9):
     """An argparse type: a number of some kind (int or float) from `least` to `most`."""
     def parse_number(text):
+        """Text -> number; what argparse prints if it is none names the bound."""
         value = kind(text)
         if not least <= value <= most:
             wrong = f"below {least}" if value < least else f"above {most:,}" if value > most else "no number"

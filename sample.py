@@ -91,6 +91,7 @@ def prompt_pass(model, batch, kind):
     weights = []
 
     def collect(attention, inputs, _):
+        """A forward hook: keep the layer's weights, (T, T), mean over the heads of the first row."""
         weights.append(attention.weights(*inputs[:2])[0].mean(0).cpu())
 
     hooks = [block.attention.register_forward_hook(collect) for block in model.blocks]

@@ -158,9 +158,9 @@ class Trainer:
     def train(self):
         """Both stages, from where the run stands to the end; saves on the way."""
         done = self.step + (self.steps["pretrain"] if self.stage == "sft" else 0)
-        # Ctrl-C ends the run after the current step: in the middle of one, the weights are half updated.
-        # A second one does not wait.
+
         def stop(*_):
+            """Ctrl-C: end after the current step, in the middle of which weights are half updated; a second does not wait."""
             self.stop = True
             signal.signal(signal.SIGINT, handler)
 

@@ -85,6 +85,16 @@ def test_rows_that_are_not_comparable_are_refused(in_small_world):
     for key in row:
         with pytest.raises(ValueError, match=f"seed 0: the rows are not comparable, their {key} differ"):
             compare.check_equal({"causal": {"0": row}, "mma": {"0": {**row, key: 5}}}, "comparison")
+    with pytest.raises(ValueError, match="the seeds are not comparable, their steps differ"):
+        compare.check_equal({"mma": {"0": row, "1": {**row, "steps": 5}}}, "comparison")
+    compare.check_equal({"mma": {"0": row, "1": {**row, "data": 5}}}, "comparison")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", b'{"main": {}}'])
+def test_a_file_of_known_results_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match="x.json: no results.json of this program"):
+        compare.read_results(tmp_path / "x.json")
 
 
 def test_runs_of_other_options_are_not_taken_for_rows(in_small_world):
