@@ -1,245 +1,380 @@
-"""From text and pictures to padded batches. Read `scenes.py` before, `train.py` after.
+"""Pictures and texts as batches: the picture world, your own pictures, and Dataset.
 
-Three steps: a `Tokenizer` turns text into ids; `Examples` lays pictures, prompt and answer out as one row
-of ids; a `Batch` is many rows, padded, with the two tensors that `mma.py` asks for: what each position is
-(`modality`) and whether the model must produce it (`generated`).
-
-Layouts (n image tokens a picture):
-    chat:      <user> image tokens, question <assistant> | answer <eos>
-    document:  <user> image tokens | caption <eos>
-What stands after the bar is generated. In a document no prompt token follows the picture, so in
-pre-training MMA could open nothing and equals the causal mask.
-
-Shapes: B rows, T positions, N pictures.
+Read `model.py` before, `train.py` after. Shapes: B rows, T positions, N pictures.
 """
-import re
-from array import array
-from collections import Counter
-from dataclasses import dataclass, fields
+import hashlib
+import json
+import os
+from collections import Counter, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import NamedTuple
-from zlib import crc32
+from itertools import cycle, permutations
+from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
+from tqdm import tqdm
 
-import scenes
 from mma import IMAGE, PAD, TEXT
-from model import IGNORE
+from model import ASSISTANT_ID, EOS_ID, IGNORE, IMAGE_ID, PAD_ID, USER_ID
 
-SPECIALS = ("<pad>", "<image>", "<user>", "<assistant>", "<eos>")
-PAD_ID, IMAGE_ID, USER_ID, ASSISTANT_ID, EOS_ID = range(len(SPECIALS))
-ORDERS = ("image-first", "text-first", "dual")
+ORDERS = ("image-first", "text-first", "dual")  # of picture and question in a row
+
+# One text about one picture, an index into the images; without a prompt the answer is a caption.
+Example = namedtuple("Example", "picture prompt answer kind")
+
+# One part of a data set: images (N, size, size, 3) uint8, two lists of Example, and for each
+# picture the names of the objects in it.
+Split = namedtuple("Split", "images captions questions objects")
+
+# The picture world: a seed becomes a Scene, and a Scene becomes pixels, a caption, and questions.
+
+SIZE = 64  # side of a picture in pixels
+THEMES = {  # in each theme the common objects come first
+    "sky": ("sun", "moon", "star", "cloud"),
+    "land": ("tree", "house", "flower", "car"),
+    "sea": ("fish", "boat", "anchor", "shell"),
+    "home": ("cup", "key", "clock", "lamp"),
+}
+OBJECTS = tuple(name for names in THEMES.values() for name in names)
+RARITY = (0, 0, 0, 0, 1, 1, 1, 2, 2, 3)  # a pick from it weighs a theme's objects 4 : 3 : 2 : 1
+COLORS = {
+    "red": (222, 40, 44), "orange": (250, 138, 20), "yellow": (252, 224, 40),
+    "green": (36, 156, 62), "blue": (44, 88, 222), "purple": (150, 56, 190),
+}
+INK = (38, 34, 46)  # of outlines
+PLACES = ("top-left", "top", "top-right", "left", "center", "right",
+          "bottom-left", "bottom", "bottom-right")
+FIRST_SEED = {"train": 0, "val": 100_000_000, "test": 200_000_000}
+NO_YES = ("no", "yes")  # the answer by truth
+QUESTION_KINDS = ("exist", "exist_color", "color", "count", "where", "what", "relation")
+
+Object = namedtuple("Object", "name color place x y size")  # x, y: the center; in pixels
+Scene = namedtuple("Scene", "seed theme objects")  # objects in reading order of their places
 
 
-class Tokenizer:
-    """One token for each frequent word, UTF-8 bytes for everything else: nothing is ever unknown.
+def pick(rng, options):
+    # Python promises the same sequence for ever for random() alone, not for choice() or shuffle().
+    return options[int(rng.random() * len(options))]
 
-    Ids: the specials, then the 256 bytes, then the words (a word carries the space before it). Specials
-    are written by `Examples` alone; the same characters in a text are plain text, so nobody can inject a
-    turn or a picture by typing.
+
+def make_scene(seed):
+    """The Scene of an integer seed >= 0: 2 to 6 objects, the same on every machine."""
+    rng = Random(seed)
+    theme = pick(rng, tuple(THEMES))
+    free = list(range(len(PLACES)))
+    objects = []
+    for _ in range(pick(rng, (2, 3, 4, 5, 6))):
+        place = free.pop(int(rng.random() * len(free)))
+        source = theme if rng.random() < 0.6 else pick(rng, tuple(THEMES))
+        name = THEMES[source][pick(rng, RARITY)]
+        color = pick(rng, tuple(COLORS))
+        size = pick(rng, (15, 17, 19))
+        x = 11 + 21 * (place % 3) + pick(rng, (-1, 0, 1))
+        y = 11 + 21 * (place // 3) + pick(rng, (-1, 0, 1))
+        objects.append(Object(name, color, place, x, y, size))
+    return Scene(seed, theme, tuple(sorted(objects, key=lambda o: o.place)))
+
+
+# Four backgrounds of 256 pixels above sixteen objects of 128, in the order of THEMES and OBJECTS.
+SPRITES = Image.open(Path(__file__).parent / "art" / "sprites.png")
+
+
+@lru_cache(maxsize=None)
+def sprite(name, color, size):
+    """One object as a Pillow image: red of the sheet becomes the color, black becomes INK."""
+    row, column = divmod(OBJECTS.index(name), 8)
+    left, top = 128 * column, 256 + 128 * row
+    tile = SPRITES.crop((left, top, left + 128, top + 128)).resize((size, size), Image.BOX)
+    red, white, _, opacity = np.split(np.float32(tile) / 255, 4, axis=2)
+    colors = (red - white) * COLORS[color] + white * 255 + (1 - red) * INK
+    return Image.fromarray(np.uint8(np.dstack([colors, opacity * 255]).round()))
+
+
+@lru_cache(maxsize=None)
+def background(theme, light, size):
+    """The empty picture of a theme, in a light from 0 to 7, as a Pillow image."""
+    left = 256 * list(THEMES).index(theme)
+    tile = SPRITES.crop((left, 0, left + 256, 256)).resize((size, size), Image.BOX)
+    return Image.blend(tile, Image.new("RGBA", tile.size, "white"), light / 40)
+
+
+def draw(scene, size=SIZE):
+    """The picture of a Scene, (size, size, 3) uint8; size must be a multiple of 64."""
+    scale = size // SIZE
+    picture = background(scene.theme, scene.seed % 8, size).copy()
+    for o in scene.objects:
+        corner = scale * (o.x - o.size // 2), scale * (o.y - o.size // 2)
+        picture.alpha_composite(sprite(o.name, o.color, scale * o.size), corner)
+    return np.array(picture.convert("RGB"))
+
+
+def a_or_an(word):
+    """The word with its article: "a fish", "an anchor"."""
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+
+
+def caption(scene):
+    """One sentence that names every object: "a red fish at top-left, a blue cup at center"."""
+    return ", ".join(f"{a_or_an(o.color)} {o.name} at {PLACES[o.place]}" for o in scene.objects)
+
+
+def exist_question(name):
+    """POPE's wording."""
+    return f"Is there {a_or_an(name)} in the image?"
+
+
+def unambiguous(scene):
+    """Question kind -> all (question, answer) of that kind that a Scene allows."""
+    count = Counter(o.name for o in scene.objects)
+    colored = Counter((o.color, o.name) for o in scene.objects)
+    single = [o for o in scene.objects if count[o.name] == 1]
+    pairs = {kind: [] for kind in QUESTION_KINDS[1:]}
+    for name in count:
+        for color in {o.color: None for o in scene.objects}:
+            question = f"Is there {a_or_an(color)} {name} in the image?"
+            pairs["exist_color"].append((question, NO_YES[(color, name) in colored]))
+        if len(single) < len(count):  # else all counts are 1
+            plural = name if name == "fish" else name + "s"
+            pairs["count"].append((f"How many {plural} are in the image?", str(count[name])))
+    for o in scene.objects:
+        pairs["what"].append((f"What is at {PLACES[o.place]}?", f"{o.color} {o.name}"))
+        if colored[o.color, o.name] == 1:
+            pairs["where"].append((f"Where is the {o.color} {o.name}?", PLACES[o.place]))
+        if o in single:
+            pairs["color"].append((f"What color is the {o.name}?", o.color))
+    for a, b in permutations(single, 2):
+        right, down = a.place % 3 - b.place % 3, a.place // 3 - b.place // 3
+        for relation, truth in (("left of", right < 0), ("right of", right > 0),
+                                ("above", down < 0), ("below", down > 0)):
+            question = f"Is there {a_or_an(a.name)} {relation} the {b.name}?"
+            pairs["relation"].append((question, NO_YES[truth]))
+    return pairs
+
+
+def ask(scenes, seed):
+    """Yields for each Scene a list of (question, answer, kind).
+
+    Three questions are about whether something is there, half of them about objects that are. Of
+    every other kind there is one, and its wording must not give the answer away: of all that the
+    scene allows it is the (question, answer) that was asked least so far.
     """
-    PIECE = re.compile(r" ?\w+(?:-\w+)*| ?[^\w\s]|.", re.DOTALL)  # every character falls into some piece
-    WORDS_FROM = len(SPECIALS) + 256
-
-    def __init__(self, words):
-        """words: the vocabulary beyond specials and bytes, a list of distinct strings."""
-        self.words = list(words)
-        if not all(isinstance(word, str) and word for word in self.words) or len(set(self.words)) < len(self.words):
-            raise ValueError("vocabulary: words must be distinct, non-empty strings")
-        self.id_of = {word: i for i, word in enumerate(self.words, self.WORDS_FROM)}
-        self.encode = lru_cache(maxsize=1 << 15)(self._encode)  # the same questions come again and again
-
-    @classmethod
-    def build(cls, texts, max_words=8192, min_count=2):
-        """The vocabulary of an iterable of strings: its `max_words` most frequent pieces, `min_count` at least."""
-        counts = Counter(piece for text in texts for piece in cls.PIECE.findall(text))
-        ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        return cls(word for word, count in ranked[:max_words] if count >= min_count)
-
-    def __len__(self):
-        return self.WORDS_FROM + len(self.words)
-
-    def _encode(self, text):
-        """Any string -> tuple of ids, never those of the specials."""
-        ids = []
-        for piece in self.PIECE.findall(text):
-            word = self.id_of.get(piece)
-            if word is None:
-                ids.extend(byte + len(SPECIALS) for byte in piece.encode("utf-8", "surrogatepass"))
-            else:
-                ids.append(word)
-        return tuple(ids)
-
-    def decode(self, ids):
-        """Ids (any iterable of int) -> text. Specials print as nothing; bytes that are no UTF-8 as U+FFFD."""
-        raw = b"".join(
-            self.words[i - self.WORDS_FROM].encode("utf-8", "surrogatepass") if i >= self.WORDS_FROM
-            else bytes([i - len(SPECIALS)]) if i >= len(SPECIALS) else b""
-            for i in map(int, ids))
-        try:
-            return raw.decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:
-            return raw.decode("utf-8", "replace")
+    rng, seen = Random(seed), Counter()
+    for scene in scenes:
+        present = [o.name for o in scene.objects]
+        absent = [name for name in OBJECTS if name not in present]
+        asked = []
+        for _ in range(3):
+            name = pick(rng, present if rng.random() < 0.5 else absent)
+            asked.append((exist_question(name), NO_YES[name in present], "exist"))
+        for kind, pairs in unambiguous(scene).items():
+            if pairs:
+                pair = min(pairs, key=lambda pair: (seen[pair], rng.random()))
+                seen[pair] += 1
+                asked.append((*pair, kind))
+        yield asked
 
 
-@dataclass(frozen=True)
-class Batch:
-    """B rows, ready for the model; `model(**batch.inputs())` or, with labels, for the loss."""
-    images: torch.Tensor  # (N, size, size, 3) uint8, each picture once
-    image_index: torch.Tensor  # (M,) int64: which picture stands at the m-th placeholder run
-    ids: torch.Tensor  # (B, T) int64
-    modality: torch.Tensor  # (B, T) int64: mma.PAD, TEXT, IMAGE
-    generated: torch.Tensor  # (B, T) bool
-    labels: torch.Tensor  # (B, T) int64: ids where generated, else model.IGNORE
-
-    def to(self, device):
-        """The batch on a device; from pinned memory without waiting."""
-        cuda = torch.device(device).type == "cuda"
-        return Batch(*((t.pin_memory() if cuda else t).to(device, non_blocking=True)
-                       for t in (getattr(self, f.name) for f in fields(self))))
-
-    def inputs(self):
-        """The keyword arguments of `MultimodalGPT.forward`."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+def make_world(split, n, seed=0, size=SIZE):
+    """The Split of the first n scenes of "train", "val" or "test"; seed varies the questions."""
+    scenes = [make_scene(FIRST_SEED[split] + i) for i in range(n)]
+    images = [draw(scene, size) for scene in tqdm(scenes, f"drawing {split}", leave=False)]
+    captions = [Example(i, None, caption(scene), "caption") for i, scene in enumerate(scenes)]
+    questions = []
+    for i, asked in enumerate(ask(scenes, seed)):
+        questions += [Example(i, *question) for question in asked]
+    objects = [list(dict.fromkeys(o.name for o in scene.objects)) for scene in scenes]
+    return Split(np.stack(images), captions, questions, objects)
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One example before it is tokenized."""
-    pictures: tuple  # indices into the array of images, in the order in which they are shown
-    prompt: str  # the question; None in a document
-    answer: str
-    kind: str = ""  # kind of question, for accuracies by kind
+# Your own pictures: a folder with train.jsonl and perhaps val.jsonl, one JSON object a line:
+#     {"image": "cats/1.jpg", "question": "What color is it?", "answer": "black", "kind": "color"}
+#     {"image": "cats/1.jpg", "caption": "A black cat on a sofa."}
+#     {"image": "cats/1.jpg", "objects": ["cat", "sofa"]}
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # for others Pillow may start programs
 
 
-class Material(NamedTuple):
-    """One split of a data set, as training wants it."""
-    images: np.ndarray  # (N, size, size, 3) uint8
-    captions: list  # of Item, documents
-    questions: list  # of Item
-    objects: list  # for each picture the set of the kinds in it
+def read_lines(path):
+    """A file of JSON lines -> list of (where: "FILE, line N", object as dict)."""
+    where, found = path, []
+    try:
+        for number, line in enumerate(Path(path).read_text("utf-8").split("\n"), 1):
+            where = f"{path}, line {number}"
+            if line.strip():
+                found.append((where, dict(json.loads(line))))
+    except OSError as error:
+        raise SystemExit(f"{path}: a file of JSON lines is wanted here ({error.strerror})")
+    except (ValueError, TypeError) as error:
+        raise SystemExit(f"{where}: one JSON object a line is wanted ({error})")
+    return found
 
 
-class Examples:
-    """Many examples as one flat array of ids, so that a batch is a few array operations, however large."""
+def read_entries(path):
+    """A .jsonl file in the format above -> list of dicts. SystemExit names a line that is wrong."""
+    entries = []
+    for where, entry in read_lines(path):
+        names = entry.get("objects", [])
+        texts = [entry.get(key, "") for key in ("image", "question", "answer", "caption", "kind")]
+        whole = {"caption", "objects"} & entry.keys() or {"question", "answer"} <= entry.keys()
+        if not (whole and texts[0] and isinstance(names, list)
+                and all(isinstance(text, str) for text in texts + names)):
+            raise SystemExit(f'{where}: "image" is wanted, with "question" and "answer", or '
+                             '"caption", or "objects" (a list), all of them texts')
+        check_inside(where, path.parent, entry["image"])
+        entries.append(entry)
+    return entries
 
-    def __init__(self, items, images, tokenizer, config, order="image-first"):
-        """items: list of Item; images: (N, size, size, 3) uint8 array; order: see ORDERS.
 
-        text-first puts the question before the pictures, so that even a causal mask shows it to them;
-        dual alternates between both orders (the paper's dual-order training).
-        Raises ValueError for an item that does not fit config.context, and says by how much.
+def check_inside(where, folder, name):
+    """SystemExit unless a file lies in the folder, also after following links."""
+    if "\0" in name or not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise SystemExit(f"{where}: {name!r} is outside {folder}, and is not read")
+
+
+def read_folder(folder, size, seed=0):
+    """A folder of your own pictures -> (train, val), two Splits with size x size pixels a picture.
+
+    Without val.jsonl a tenth of the pictures, chosen by a hash of their names, is held out.
+    """
+    folder = Path(folder)
+    train = read_entries(folder / "train.jsonl")
+    if (folder / "val.jsonl").exists():
+        val = read_entries(folder / "val.jsonl")
+    else:
+        names = {entry["image"] for entry in train}
+        shuffled = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+        held_out = set(shuffled[:max(1, len(names) // 10)])
+        val = [entry for entry in train if entry["image"] in held_out]
+        train = [entry for entry in train if entry["image"] not in held_out]
+    if not train or not val:
+        raise SystemExit(f"{folder}: there must be pictures to train on and others to validate on")
+    return tuple(make_split(folder, part, entries, size, seed)
+                 for part, entries in (("train", train), ("val", val)))
+
+
+def make_split(folder, part, entries, size, seed):
+    """Entries of a .jsonl file -> Split."""
+    names = list(dict.fromkeys(entry["image"] for entry in entries))
+    images, names = load_pictures(folder, names, size, folder / f".{part}-{size}px.npz")
+    index = {name: i for i, name in enumerate(names)}
+    split = Split(images, [], [], [[] for _ in names])
+    for entry in entries:
+        i = index.get(entry["image"])
+        if i is None:
+            continue  # unreadable, as `load_pictures` said
+        split.objects[i].extend(entry.get("objects", []))
+        if "caption" in entry:
+            split.captions.append(Example(i, None, entry["caption"], "caption"))
+        if "question" in entry:
+            kind = entry.get("kind", "question")
+            split.questions.append(Example(i, entry["question"], entry["answer"], kind))
+    rng, known = Random(seed), sorted(set().union(*split.objects))
+    for i, present in enumerate(split.objects):
+        absent = [name for name in known if name not in present]
+        rng.shuffle(absent)
+        for yes, no in zip(cycle(present), absent[:6]):
+            split.questions.append(Example(i, exist_question(yes), "yes", "exist"))
+            split.questions.append(Example(i, exist_question(no), "no", "exist"))
+    return split
+
+
+def load_picture(path, size):
+    """A picture file -> (size, size, 3) uint8 with gray margins, or as text what is wrong."""
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            picture.draft("RGB", (2 * size, 2 * size))  # a JPEG is decoded no larger than of use
+            picture = ImageOps.exif_transpose(picture).convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")  # behind what is transparent
+        picture = Image.alpha_composite(white, picture).convert("RGB")
+        return np.array(ImageOps.pad(picture, (size, size), color=(128, 128, 128)))
+    except Exception as error:  # Pillow's decoders raise nearly every kind there is
+        return f"{path}: no readable picture ({error or type(error).__name__})"
+
+
+def load_pictures(folder, names, size, kept):
+    """Picture files -> (images (N, size, size, 3) uint8, names of those that can be read).
+
+    Decoded once: the file `kept` holds them for the next time, as long as no picture changes.
+    """
+    paths = [folder / name for name in names]
+    dates = [(path.stat().st_size, path.stat().st_mtime) for path in paths if path.is_file()]
+    key = hashlib.sha256(repr((names, dates)).encode()).hexdigest()
+    if not kept.exists() or np.load(kept)["key"] != key:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            pictures = pool.map(load_picture, paths, [size] * len(paths))
+            pictures = list(tqdm(pictures, f"decoding {folder.name}", len(paths), leave=False))
+        good = [i for i, picture in enumerate(pictures) if not isinstance(picture, str)]
+        bad = [picture for picture in pictures if isinstance(picture, str)]
+        if len(bad) > len(names) / 100:
+            raise SystemExit(f"{len(bad)} of {len(names)} pictures can't be read, more than 1 %; "
+                             f"the first: {bad[0]}")
+        temporary = kept.with_suffix(f".{os.getpid()}.npz")
+        np.savez(temporary, key=key, bad=bad, names=[names[i] for i in good],
+                 images=np.stack([pictures[i] for i in good]))
+        os.replace(temporary, kept)
+    found = np.load(kept)
+    print("".join(f"left out: {reason}\n" for reason in found["bad"]), end="")
+    return found["images"], found["names"].tolist()
+
+
+class Dataset:
+    """Examples about pictures, as rows of ids. What stands after the bar is generated:
+
+        question:  <user> image tokens, question <assistant> | answer <eos>
+        caption:   <user> image tokens | caption <eos>
+    """
+
+    def __init__(self, examples, images, tokenizer, config, order="image-first"):
+        """order: text-first puts the question before the picture; dual does so in every other row."""
+        self.images, self.tokenizer, self.config = images, tokenizer, config
+        self.examples, self.rows, self.prompt_lengths = [], [], []
+        for i, example in enumerate(examples):
+            text_first = order == "text-first" or (order == "dual" and i % 2)
+            prompt, answer = self.layout(example, text_first)
+            if len(prompt) + len(answer) <= config.context:
+                self.examples.append(example)
+                self.rows.append(np.array(prompt + answer))
+                self.prompt_lengths.append(len(prompt))
+        if left_out := len(examples) - len(self.examples):
+            print(f"left out: {left_out} of {len(examples)} texts, which have more than "
+                  f"{config.context} tokens")
+
+    def layout(self, example, text_first):
+        """Example -> (ids of the prompt, ids of what the model must produce)."""
+        picture = [IMAGE_ID] * self.config.image_tokens
+        answer = self.tokenizer.encode(example.answer) + [EOS_ID]
+        if example.prompt is None:
+            return [USER_ID, *picture], answer
+        question = self.tokenizer.encode(example.prompt)
+        body = question + picture if text_first else picture + question
+        return [USER_ID, *body, ASSISTANT_ID], answer
+
+    def generated_tokens(self, indices):
+        """The number of tokens that the model must produce in some rows."""
+        return sum(len(self.rows[i]) - self.prompt_lengths[i] for i in indices)
+
+    def batch(self, indices, prompts_only=False):
+        """Rows -> the arguments of `MultimodalGPT.forward`, padded on the right.
+
+        prompts_only: without the answers, padded on the left, for `generate`.
         """
-        if order not in ORDERS:
-            raise ValueError(f"unknown order {order!r}: choose one of {', '.join(ORDERS)}")
-        self.items, self.images, self.tokenizer = items, images, tokenizer
-        flat, starts, prompts = array("i"), [0], []  # an array: a list takes twice the memory
-        for i, item in enumerate(items):
-            pictures = (IMAGE_ID,) * (config.image_tokens * len(item.pictures))
-            if item.prompt is None:
-                prompt = (USER_ID, *pictures)
-            else:
-                text = tokenizer.encode(item.prompt)
-                text_first = order == "text-first" or (order == "dual" and i % 2)
-                body = text + pictures if text_first else pictures + text
-                prompt = (USER_ID, *body, ASSISTANT_ID)
-            row = prompt + tokenizer.encode(item.answer) + (EOS_ID,)
-            if len(row) > config.context:
-                raise ValueError(f"example {i} ({(item.prompt or item.answer)[:40]!r}...) has {len(row)} positions, "
-                                 f"{len(row) - config.context} more than the context of {config.context}")
-            flat.extend(row)
-            starts.append(len(flat))
-            prompts.append(len(prompt))
-        self.flat = np.frombuffer(flat, dtype=np.int32)
-        self.starts, self.lengths = np.array(starts[:-1]), np.diff(starts)
-        self.prompt_lengths = np.array(prompts)
-        self.answer_lengths = self.lengths - self.prompt_lengths
-        self.picture_counts = np.array([len(item.pictures) for item in items])
-        self.picture_starts = np.cumsum(self.picture_counts) - self.picture_counts
-        self.pictures = np.array([p for item in items for p in item.pictures], dtype=np.int64)
-
-    def __len__(self):
-        return len(self.items)
-
-    def batch(self, rows, prompts_only=False):
-        """rows: (B,) indices -> Batch, padded on the right; `prompts_only` for `generate`, padded on the left."""
-        rows = np.asarray(rows)
-        lengths = (self.prompt_lengths if prompts_only else self.lengths)[rows][:, None]
-        at = np.arange(lengths.max())[None]
-        if prompts_only:
-            at = at - (at.shape[1] - lengths)
-        real = (at >= 0) & (at < lengths)
-        ids = np.where(real, self.flat[(self.starts[rows][:, None] + at) * real], PAD_ID).astype(np.int64)
-        generated = real & (at >= self.prompt_lengths[rows][:, None])
-        shown = ragged(self.picture_starts[rows], self.picture_counts[rows])
-        pictures, image_index = np.unique(self.pictures[shown], return_inverse=True)
-        return Batch(*map(torch.from_numpy, (
-            np.ascontiguousarray(self.images[pictures]), image_index.astype(np.int64), ids,
-            np.where(real, np.where(ids == IMAGE_ID, IMAGE, TEXT), PAD), generated,
-            np.where(generated, ids, IGNORE))))
-
-
-def ragged(starts, counts):
-    """The indices starts[i], starts[i] + 1, ... (counts[i] of them), one after the other, without a loop."""
-    return np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
-
-
-class Batches:
-    """Which rows form the batch at any step: a pure function of (seed, step).
-
-    There is no iterator state to save, so a resumed run continues with the very same batches. An epoch
-    visits every picture once, but for an incomplete last batch, with `per_picture` of its examples (or all
-    that it has), chosen anew each time. Batches hold rows of like length: little padding is computed.
-    """
-    POOL = 16  # batches that are sorted by length together; more would hardly save padding
-
-    def __init__(self, examples, pictures_per_batch, per_picture, seed):
-        """examples: an Examples; a row belongs to its first picture. ValueError if they do not fill a batch."""
-        first = np.array([item.pictures[0] if item.pictures else -1 - i for i, item in enumerate(examples.items)])
-        order = np.argsort(first, kind="stable")
-        _, counts = np.unique(first[order], return_counts=True)
-        column = ragged(np.zeros_like(counts), counts)
-        self.table = np.full((len(counts), counts.max()), -1)  # (pictures, most examples of one), -1 = none
-        self.table[np.repeat(np.arange(len(counts)), counts), column] = order
-        self.lengths, self.size, self.per_picture, self.seed = examples.lengths, pictures_per_batch, per_picture, seed
-        self.steps_per_epoch = len(self.table) // self.size
-        if not self.steps_per_epoch:
-            raise ValueError(f"a batch of {self.size} pictures cannot be filled from {len(self.table)} pictures")
-        self.epoch, self.plan = None, None
-
-    def __getitem__(self, step):
-        """step -> (B,) int array of rows."""
-        epoch, at = divmod(step, self.steps_per_epoch)
-        if epoch != self.epoch:
-            rng = np.random.default_rng([self.seed, epoch])
-            key = np.where(self.table < 0, 2.0, rng.random(self.table.shape))
-            rows = np.take_along_axis(self.table, key.argsort(1)[:, :self.per_picture], 1)
-            rows = rows[rng.permutation(len(rows))[:self.steps_per_epoch * self.size]]
-            # within a pool of batches sort by length, then cut into batches and mix those
-            length = np.where(rows < 0, 0, self.lengths[rows]).max(1)
-            pool = np.arange(len(rows)) // (self.POOL * self.size)
-            rows = rows[np.lexsort((length, pool))].reshape(self.steps_per_epoch, self.size, -1)
-            self.epoch, self.plan = epoch, rows[rng.permutation(self.steps_per_epoch)]
-        rows = self.plan[at].ravel()
-        return rows[rows >= 0]
-
-    def fingerprint(self, steps):
-        """A checksum of the first batches: equal for two runs that see the same rows in the same order."""
-        checksum = 0
-        for step in range(steps):
-            checksum = crc32(self[step].tobytes(), checksum)
-        return checksum
-
-
-def scene_items(split, n, seed, cache_dir):
-    """The picture world as training material: a Material of the first n scenes of a split ("train", "val", "test").
-
-    seed varies which questions are asked, not the scenes.
-    """
-    world = [scenes.make_scene(s) for s in scenes.split_seeds(split, n)]
-    return Material(
-        images=scenes.render(split, n, cache_dir),
-        captions=[Item((i,), None, scenes.caption(scene), "caption") for i, scene in enumerate(world)],
-        questions=[Item((i,), q.text, q.answer, q.kind) for i, asked in enumerate(scenes.ask(world, seed)) for q in asked],
-        objects=[{thing.kind for thing in scene.things} for scene in world])
+        rows = [self.rows[i][:self.prompt_lengths[i] if prompts_only else None] for i in indices]
+        T = max(map(len, rows))
+        ids = np.full((len(rows), T), PAD_ID)
+        generated = np.zeros((len(rows), T), bool)
+        for b, (i, row) in enumerate(zip(indices, rows)):
+            start = T - len(row) if prompts_only else 0
+            ids[b, start:start + len(row)] = row
+            generated[b, start + self.prompt_lengths[i]:start + len(row)] = True
+        modality = np.where(ids == IMAGE_ID, IMAGE, TEXT)
+        modality[ids == PAD_ID] = PAD
+        # Each picture once: several questions about it share one pass through the ViT.
+        shown = [self.examples[i].picture for i in indices]
+        pictures, image_index = np.unique(shown, return_inverse=True)
+        batch = {"images": self.images[pictures], "image_index": image_index, "ids": ids,
+                 "modality": modality, "generated": generated,
+                 "labels": np.where(generated, ids, IGNORE)}
+        return {name: torch.from_numpy(array) for name, array in batch.items()}

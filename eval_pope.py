@@ -1,323 +1,213 @@
-"""POPE: how often does the model see objects that are not there? Read `pope.py` and `train.py` before.
+"""POPE: how often does the model see objects that are not there? Read `train.py` before.
 
-    python eval_pope.py                           the newest run, on test scenes of the picture world
-    python eval_pope.py runs/causal-* runs/mma-*  several, averaged over seeds
-    python eval_pope.py --pope coco_pope_random.json coco_pope_popular.json --images val2014 runs/NAME
-                                                  the official files, on photographs
-    python eval_pope.py --build annotations/instances_val2017.json --out DIR
-                                                  make such files from any COCO-format annotations
+POPE ("Evaluating Object Hallucination in Large Vision-Language Models", arXiv 2305.10355) asks
+about each picture for three objects that are in it and three that are not. The absent ones are drawn
+at random (`random`), from the most frequent objects (`popular`), or from those that most often stand
+together with one in the picture (`adversarial`): the better a model knows what usually is there,
+the harder not to say yes.
+
+    python eval_pope.py                            the newest run, about its own data
+    python eval_pope.py runs/causal-* runs/mma-*   several, one after the other
+    python eval_pope.py RUN --pope coco_pope_*.json --images val2014   the official files
 """
 import argparse
 import json
-import sys
-from collections import defaultdict
+import random
+from collections import Counter, defaultdict
 from pathlib import Path
-from statistics import mean, stdev
 
-import numpy as np
-from tqdm import tqdm
+from data import (Dataset, Example, check_inside, exist_question, load_pictures, make_world,
+                  read_folder, read_lines)
+from model import answer, pick_device
+from train import accuracy_by_kind, at_least, load
 
-import coco
-import pictures
-import runs
-import scenes
-from data import EOS_ID, Examples, Item, scene_items
-from options import new_file
-from pope import SPLITS, build, pope_items, question_text, read, write
+SPLITS = ("random", "popular", "adversarial")
 
-METRICS = ("accuracy", "precision", "recall", "f1", "yes-ratio")
+
+def build(objects, split, seed=0, pictures=500, least=3):
+    """The POPE questions of one split, as the official builder makes them (AoiDragon/POPE, utils.py).
+
+    objects: for each picture the names of the objects in it. `pictures` of those that show at least
+    `least` are asked about; frequencies are counted over these. Each of the first three objects is
+    followed by an absent one. Returns a list of (index of the picture, object, "yes" or "no").
+    """
+    enough = [i for i, names in enumerate(objects) if len(names) >= max(1, least)]
+    chosen = random.Random(seed).sample(enough, min(pictures, len(enough)))
+    rng = random.Random(f"{seed} {split}")
+    frequency = Counter(name for i in chosen for name in objects[i])
+    together = defaultdict(Counter)
+    for i in chosen:
+        for name in objects[i]:
+            together[name].update(other for other in objects[i] if other != name)
+    questions = []
+    for i in chosen:
+        asked = set(objects[i])
+        for name in objects[i][:3]:
+            questions.append((i, name, "yes"))
+            candidates = rng.sample(sorted(frequency), len(frequency))
+            if split != "random":  # the most frequent first, and where none is left one at random
+                counted = frequency if split == "popular" else together[name]
+                candidates = [other for other, _ in counted.most_common()] + candidates
+            candidates = [other for other in candidates if other not in asked]
+            if candidates:  # else the picture shows everything
+                questions.append((i, candidates[0], "no"))
+                asked.add(candidates[0])
+    return questions
 
 
 def verdict(answer):
     """A free-text answer -> "yes" or "no", by the rule of the official evaluate.py.
 
-    Up to the first full stop, commas removed: "no" if one of the words is No, no or not, else "yes".
+    Up to the first full stop, without commas: "no" if one of the words is No, no or not, else "yes".
     """
     words = answer.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
 def score(answers, labels):
-    """Free-text answers and labels ("yes"/"no") -> dict of METRICS, "yes" being positive; 0 for x/0."""
-    said = [verdict(answer) == "yes" for answer in answers]
-    true = [label == "yes" for label in labels]
-    tp = sum(s and t for s, t in zip(said, true))
-    fp = sum(s and not t for s, t in zip(said, true))
-    fn = sum(t and not s for s, t in zip(said, true))
-    tn = len(said) - tp - fp - fn
-
-    def ratio(a, b):
-        """a / b, and 0 for 0 / 0."""
-        return a / b if b else 0.0
-
-    precision, recall = ratio(tp, tp + fp), ratio(tp, tp + fn)
-    return {"accuracy": ratio(tp + tn, len(said)), "precision": precision, "recall": recall,
-            "f1": ratio(2 * precision * recall, precision + recall), "yes-ratio": ratio(tp + fp, len(said))}
+    """Free-text answers and labels -> dict of shares; "yes" is positive, and x/0 is 0."""
+    pairs = Counter((verdict(given), label) for given, label in zip(answers, labels))
+    tp, fp = pairs["yes", "yes"], pairs["yes", "no"]
+    fn, tn = pairs["no", "yes"], pairs["no", "no"]
+    precision = tp / max(1, tp + fp)
+    recall = tp / max(1, tp + fn)
+    asked = max(1, len(labels))
+    return {"accuracy": (tp + tn) / asked, "precision": precision, "recall": recall,
+            "f1": 2 * tp / max(1, 2 * tp + fp + fn), "yes_ratio": (tp + fp) / asked}
 
 
-def answer(model, examples, rows, kind, max_new_tokens=8, batch_size=256, progress=None):
-    """Let the model answer the prompts of some examples, greedily.
+def official_questions(paths, folder, size, kept):
+    """What the official files ask about the pictures of a folder -> (images, split -> questions).
 
-    rows: indices into `examples`; keep the questions of a picture together, they share its ViT pass.
-    kind: the mask, see `mma.KINDS`. progress: a tqdm bar to move on, or None.
-    Returns the answers as text, in the order of `rows`.
+    A question is a dict as in the file, and its "picture" is an index into the images. Those whose
+    picture is not there are left out and counted. kept: see `data.load_pictures`.
     """
-    device = model.token.weight.device
-
-    def one_batch(start):
-        """The answers to `batch_size` rows from the start-th on."""
-        batch = examples.batch(rows[start:start + batch_size], prompts_only=True).to(device)
-        with runs.autocast(device):
-            ids = model.generate(batch.images, batch.ids, batch.modality, max_new_tokens, EOS_ID, kind,
-                                 batch.image_index)
-        if progress is not None:
-            progress.update(len(ids))
-        return [examples.tokenizer.decode(row) for row in ids.tolist()]
-
-    with runs.threads(device) as pool:
-        return [text for texts in pool.map(one_batch, range(0, len(rows), batch_size)) for text in texts]
-
-
-def accuracy_by_kind(examples, rows, answers):
-    """-> dict of question kind -> share of exactly right answers."""
-    right = defaultdict(list)
-    for row, given in zip(rows, answers):
-        right[examples.items[row].kind].append(given == examples.items[row].answer)
-    return {kind: mean(hits) for kind, hits in right.items()}
-
-
-class TestSet:
-    """POPE's questions about pictures, and questions of other kinds about them, made once for all runs.
-
-    images: (N, size, size, 3) uint8; splits: split -> list of question dicts as in the official files; items: split ->
-    list of Items, in the same order; kinds: further Items.
-    """
-
-    def __init__(self, images, splits, items, kinds=()):
-        self.images, self.splits, self.questions, self.kinds = images, splits, items, list(kinds)
-
-    @classmethod
-    def of_scenes(cls, cache, number=500, seed=0):
-        """Test scenes, `number` a split. Frequencies are counted over twice as many, as some have too few kinds."""
-        test, seeds = scene_items("test", 2 * number, seed, cache), scenes.split_seeds("test", 2 * number)
-        splits, items = {}, {}
-        for split in SPLITS:
-            asked = build(test.objects, split, seed, number)
-            items[split] = pope_items(asked, split)
-            splits[split] = [{"question_id": n, "image": f"scene-{seeds[i]}", "text": question_text(kind),
-                              "label": label} for n, (i, kind, label) in enumerate(asked, 1)]
-        shown = {item.pictures for item in items["random"]}
-        return cls(test.images, splits, items, [item for item in test.questions if item.pictures in shown])
-
-    @classmethod
-    def of_files(cls, paths, folder, size, cache, strict=False):
-        """Official POPE files about the pictures of a folder.
-
-        Questions without their picture are counted and named on stderr; strict makes them an error.
-        Raises ValueError also for what `pope.read` and `pictures.load_all` refuse, and if no picture is there.
-        """
-        splits, folder = {}, Path(folder)
-        for path in map(Path, paths):
-            split = next((s for s in SPLITS if path.stem.endswith(s)), path.stem)
-            if split in splits:
-                raise ValueError(f"--pope {path}: a second file called {split}; give files of different names")
-            splits[split] = read(path)
-        names = sorted({question["image"] for asked in splits.values() for question in asked})
-        there = [name for name in names if pictures.inside(folder, name).is_file()]
-        missing, total = set(names) - set(there), sum(map(len, splits.values()))
-        if missing:
-            left = sum(question["image"] in missing for asked in splits.values() for question in asked)
-            line = (f"{folder}: {len(missing)} of {len(names)} pictures are not there (such as {min(missing)}): "
-                    f"{left:,} of {total:,} questions are left out, {total - left:,} are asked")
-            if strict or not there:
-                raise ValueError(line)
-            print(line, file=sys.stderr)
-        images, bad = pictures.load_all(folder, there, size, cache)
-        at = {name: i for i, name in enumerate(there) if i not in bad}
-        for reason in bad.values():
-            print(f"left out: {reason}", file=sys.stderr)
-        splits = {split: [q for q in asked if q["image"] in at] for split, asked in splits.items()}
-        items = {split: [Item((at[q["image"]],), q["text"], q["label"], split) for q in asked]
-                 for split, asked in splits.items()}
-        return cls(images, splits, items)
-
-    def __len__(self):
-        """The number of questions."""
-        return sum(map(len, self.questions.values())) + len(self.kinds)
-
-    def evaluate(self, model, tokenizer, checkpoint, progress=None):
-        """Let one model answer everything.
-
-        Returns (scores: split -> dict of METRICS, accuracy: question kind -> share right, answers: split ->
-        list of texts in the order of `self.questions[split]`).
-        """
-        if self.images.shape[1] != model.config.image_size:
-            raise ValueError(f"the pictures are {self.images.shape[1]} pixels a side, but the model was trained on "
-                             f"{model.config.image_size}; a model of photographs is asked with --pope and --images")
-        items = [item for asked in self.questions.values() for item in asked] + self.kinds
-        examples = Examples(items, self.images, tokenizer, model.config, evaluation_order(checkpoint["order"]))
-        rows = sorted(range(len(items)), key=lambda row: items[row].pictures)  # questions of a picture side by side
-        answers = [None] * len(items)
-        for row, text in zip(rows, answer(model, examples, rows, checkpoint["attention"], progress=progress)):
-            answers[row] = text
-        texts = {split: [text for item, text in zip(items, answers) if item.kind == split] for split in self.questions}
-        scores = {split: score(texts[split], [item.answer for item in asked]) for split, asked in self.questions.items()}
-        rest = range(len(items) - len(self.kinds), len(items))
-        return scores, accuracy_by_kind(examples, rest, [answers[row] for row in rest]), texts
-
-    def write(self, path, texts):
-        """Questions and answers as JSON lines in the formats of the official files, beside the checkpoint `path`.
-
-        `path` is a run's folder or a checkpoint; the files of one that is not model.pt carry its name.
-        """
-        folder, name = (path, "pope") if path.is_dir() else (path.parent, f"pope_{path.stem}")
-        name = name.removesuffix("_model")
-        for split, asked in self.splits.items():
-            write(folder / f"{name}_{split}_questions.jsonl", asked)
-            write(folder / f"{name}_{split}_answers.jsonl", [
-                {"question_id": question["question_id"], "question": question["text"], "answer": text}
-                for question, text in zip(asked, texts[split])])
+    folder, questions = Path(folder), {}
+    for path in paths:
+        split = next((name for name in SPLITS if name in Path(path).stem), Path(path).stem)
+        questions[split] = []
+        for where, question in read_lines(path):
+            texts = [question.get(key) for key in ("image", "text", "label")]
+            if not all(isinstance(text, str) for text in texts) or "question_id" not in question:
+                raise SystemExit(f'{where}: wanted are "question_id", "image", "text" and "label"')
+            if question["label"] not in ("yes", "no"):
+                raise SystemExit(f'{where}: "label" must be yes or no, not {question["label"]!r}')
+            check_inside(where, folder, question["image"])
+            questions[split].append(question)
+    everything = [question for asked in questions.values() for question in asked]
+    names = sorted({question["image"] for question in everything})
+    there = [name for name in names if (folder / name).is_file()]
+    if not there:
+        raise SystemExit(f"{folder}: none of the {len(names)} pictures of the questions is here")
+    images, there = load_pictures(folder, there, size, kept)
+    index = {name: i for i, name in enumerate(there)}
+    for question in everything:
+        question["picture"] = index.get(question["image"])
+    for split, asked in questions.items():
+        questions[split] = [question for question in asked if question["picture"] is not None]
+    missing = sorted(set(names) - set(there))
+    if missing:
+        left_out = sum(question["picture"] is None for question in everything)
+        print(f"{folder}: {len(missing)} of {len(names)} pictures are not there, such as {missing[0]}; "
+              f"{left_out:,} of {len(everything):,} questions are left out")
+    return images, questions
 
 
-def build_files(path, out, seed, number=500):
-    """Build the three POPE files from an instances_*.json, as the official builder does; returns their paths.
-
-    `number` pictures that show at least three kinds, six questions each; says on stderr if there are fewer.
-    """
-    names, objects, crowds = coco.read_objects(path)
-    present = [set(objects[i]) | crowds[i] for i in names]
-    files, paths, out = list(names.values()), [], Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    for split in SPLITS:
-        asked = build(present, split, seed, number)
-        if not asked:
-            raise ValueError(f"{path}: no picture shows three kinds of object; POPE asks about such pictures only")
-        paths.append(out / f"coco_pope_{split}.json")
-        write(paths[-1], [{"question_id": n, "image": files[i], "text": question_text(kind), "label": label}
-                          for n, (i, kind, label) in enumerate(asked, 1)])
-    found = len({i for i, _, _ in asked})
-    if found < number:
-        print(f"{path}: only {found} pictures show three kinds of object, not {number}", file=sys.stderr)
-    return paths
+def ask(run, images, examples):
+    """Let a run, as `train.load` returns it, answer some Examples -> list of texts."""
+    model, tokenizer, checkpoint = run
+    order = checkpoint["options"]["order"].replace("dual", "image-first")
+    dataset = Dataset(examples, images, tokenizer, model.config, order)
+    if len(dataset.examples) < len(examples):
+        raise SystemExit("a question is longer than the model's context; take it out")
+    return answer(model, dataset)
 
 
-def sheet(model, tokenizer, checkpoint, path):
-    """Draw twelve test scenes with three questions each and the model's answers, wrong ones in red."""
-    world = [scenes.make_scene(s) for s in scenes.split_seeds("test", 12)]
-    images = np.stack([scenes.draw(scene) for scene in world])
-    asked = [questions[i % 2::2][:3] for i, questions in enumerate(scenes.ask(world, 0))]
-    items = [Item((i,), q.text, q.answer) for i, questions in enumerate(asked) for q in questions]
-    examples = Examples(items, images, tokenizer, model.config, evaluation_order(checkpoint["order"]))
-    lines = [[] for _ in world]
-    black, green, red = (40, 40, 40), (20, 120, 60), (200, 30, 30)
-    for item, text in zip(items, answer(model, examples, range(len(items)), checkpoint["attention"])):
-        given = (f"    {text}", green) if text == item.answer else (f"    {text}   (right: {item.answer})", red)
-        lines[item.pictures[0]] += [(item.prompt, black), given]
-    scenes.sheet(world, lines, path)
+def ask_own(run, scenes):
+    """-> the figures of a run about its own data, as in eval.json."""
+    options, size = run[2]["options"], run[0].config.image_size
+    if options["data"]:
+        split = read_folder(options["data"], size, options["seed"])[1]
+    else:
+        split = make_world("test", scenes, 0, size)
+    examples = split.questions[:]
+    for name in SPLITS if any(split.objects) else ():
+        for i, object, label in build(split.objects, name, least=1 if options["data"] else 3):
+            examples.append(Example(i, exist_question(object), label, name))
+    answers, figures = ask(run, split.images, examples), {}
+    kinds = accuracy_by_kind(split.questions, answers)
+    for name in SPLITS:
+        asked = [i for i, example in enumerate(examples) if example.kind == name]
+        if asked:
+            figures[name] = score([answers[i] for i in asked], [examples[i].answer for i in asked])
+    if kinds:
+        right = [given == example.answer for given, example in zip(answers, split.questions)]
+        figures |= {"kinds": kinds, "accuracy": sum(right) / len(right)}
+    return figures
 
 
-def evaluation_order(order):
-    """Every order of training is evaluated image-first, but the one that never saw it."""
-    return "text-first" if order == "text-first" else "image-first"
-
-
-def percent(values):
-    """Shares of one or several runs -> "97.1" or "97.1 ± 0.4" (mean and sample standard deviation), in percent."""
-    text = f"{100 * mean(values):.1f}"
-    return text if len(values) == 1 else f"{text} ± {100 * stdev(values):.1f}"
-
-
-def markdown(header, rows):
-    """A Markdown table whose columns line up in a terminal too."""
-    table = [header, ["-" * max(len(row[c]) for row in [header, *rows]) for c in range(len(header))], *rows]
-    widths = [max(len(row[c]) for row in table) for c in range(len(header))]
-    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in table)
-
-
-def label_of(checkpoint):
-    """How a run is called in a table: its mask, its order if that is not the usual one, and what it lacks."""
-    label = checkpoint["attention"] + ("" if checkpoint["order"] == "image-first" else f" {checkpoint['order']}")
-    if checkpoint["stage"] != "sft":
-        return f"{label} (NEVER FINE-TUNED)"
-    return label + (" (UNFINISHED)" if checkpoint["training"] else "")
-
-
-def parse(arguments=None):
-    """The command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("runs", nargs="*", type=Path, help="run folders or checkpoints (default: the newest run)")
-    p.add_argument("--scenes", type=runs.number(int, 1, 1_000_000), default=500,
-                   help="test scenes a split, six questions each; pictures a split for --build (default: 500)")
-    p.add_argument("--seed", type=runs.number(int, 0), default=0, help="of the questions (default: 0)")
-    p.add_argument("--sheet", type=new_file, metavar="FILE",
-                   help="also draw some test scenes with questions and the model's answers")
-    p.add_argument("--pope", metavar="FILE", nargs="+", help="answer these official POPE files instead; takes --images")
-    p.add_argument("--images", metavar="DIR", help="folder of the pictures that --pope asks about")
-    p.add_argument("--strict", action="store_true", help="with --pope: a missing picture is an error")
-    p.add_argument("--build", metavar="FILE", help="build POPE files from this instances_*.json; takes --out")
-    p.add_argument("--out", metavar="DIR", help="folder for the files of --build")
-    p.add_argument("--device", help="cpu, cuda, mps, ... (default: CUDA, then MPS, then CPU)")
-    p.add_argument("--cache", default="cache", help="folder of rendered and decoded pictures (default: cache)")
-    options = p.parse_args(arguments)
-    if options.sheet and not options.sheet.endswith(".png"):
-        p.error(f"--sheet {options.sheet}: the picture's name must end in .png")
-    if options.strict and not options.pope:
-        p.error("--strict goes with --pope")
-    if bool(options.pope) != bool(options.images):
-        p.error("--pope and --images go together: the question files, and the folder of their pictures")
-    if bool(options.build) != bool(options.out):
-        p.error("--build and --out go together: the annotations, and the folder for the files")
-    return options
+def ask_official(run, paths, folder, out):
+    """-> the figures of a run on official POPE files; its answers go to files in `out`."""
+    size = run[0].config.image_size
+    images, questions = official_questions(paths, folder, size, out / f".pope-{size}px.npz")
+    figures = {}
+    for split, asked in questions.items():
+        examples = [Example(q["picture"], q["text"], q["label"], split) for q in asked]
+        answers = ask(run, images, examples)
+        figures[split] = score(answers, [q["label"] for q in asked])
+        with open(out / f"pope_{split}_answers.jsonl", "w") as file:  # in the official format
+            for q, text in zip(asked, answers):
+                line = {"question_id": q["question_id"], "question": q["text"], "answer": text}
+                file.write(json.dumps(line) + "\n")
+    return figures
 
 
 def main():
     """The command line."""
-    options = parse()
-    if options.build:
-        print("wrote " + ", ".join(map(str, build_files(options.build, options.out, options.seed, options.scenes))))
-        return
-    device = runs.pick_device(options.device)
-    paths = options.runs or [runs.newest()]
-    loaded = [(path, *runs.load(path, device)) for path in paths]  # a bad one is refused before the long part
-    if options.pope:
-        test = TestSet.of_files(options.pope, options.images, loaded[0][1].config.image_size, options.cache, options.strict)
-    else:
-        for path, _, _, checkpoint in loaded:
-            if checkpoint.get("options", {}).get("data") == "coco":
-                raise ValueError(f"{path}: trained on photographs; ask it with --pope FILES --images DIR")
-        test = TestSet.of_scenes(options.cache, options.scenes, options.seed)
-    grouped = defaultdict(list)
-    with tqdm(total=len(loaded) * len(test), unit="question") as bar:
-        for path, model, tokenizer, checkpoint in loaded:
-            bar.set_description(str(path))
-            scores, accuracy, texts = test.evaluate(model, tokenizer, checkpoint, bar)
-            test.write(path, texts)
-            grouped[label_of(checkpoint)].append((scores, accuracy))
-    if options.sheet:
-        sheet(*loaded[0][1:], options.sheet)
-    splits = list(test.questions)
-    print("\nPOPE in percent; questions: " + ", ".join(f"{split} {len(test.questions[split]):,}" for split in splits)
-          + f"; pictures: {len({item.pictures for asked in test.questions.values() for item in asked})}")
-    if len(loaded) == 1:
-        [(label, [(scores, accuracy)])] = grouped.items()
-        print(f"{loaded[0][0]}: {label}\n")
-        print(markdown(["split", *METRICS], [[s, *(percent([scores[s][m]]) for m in METRICS)] for s in splits]))
-        if accuracy:
-            print("\naccuracy by kind of question")
-            print(markdown(list(accuracy), [[percent([a]) for a in accuracy.values()]]))
-        return
-    print("mean ± standard deviation over runs of the same attention\n")
-    columns = [(s, m) for m in ("accuracy", "f1") for s in splits]
-    print(markdown(["attention", "runs", *(f"{s} {m}" for s, m in columns)], [
-        [label, str(len(found)), *(percent([scores[s][m] for scores, _ in found]) for s, m in columns)]
-        for label, found in grouped.items()]))
-    kinds = list(next(iter(grouped.values()))[0][1])
-    if kinds:
-        print("\naccuracy by kind of question")
-        print(markdown(["attention", *kinds], [
-            [label, *(percent([accuracy[kind] for _, accuracy in found]) for kind in kinds)]
-            for label, found in grouped.items()]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("runs", nargs="*", help="run folders or checkpoints (default: the newest run)")
+    add("--pope", metavar="FILE", nargs="+", help="ask these official POPE files; takes --images")
+    add("--images", metavar="DIR", help="folder of the pictures that --pope asks about")
+    add("--scenes", type=at_least(1), default=1000,
+        help="test scenes of the picture world; POPE asks about up to 500 of them (default: 1000)")
+    add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
+    options = parser.parse_args()
+    if bool(options.pope) != bool(options.images):
+        parser.error("--pope and --images go together: questions, and the folder of their pictures")
+    made = sorted(Path("runs").glob("*/model.pt"), key=lambda path: path.stat().st_mtime)
+    paths = options.runs or [path.parent for path in made[-1:]]
+    if not paths:
+        raise SystemExit("no trained model under runs/; `python train.py` makes one")
+    for path in map(Path, paths):
+        run = load(path, pick_device(options.device))
+        out = path if path.is_dir() else path.parent
+        if options.pope:
+            figures = ask_official(run, options.pope, options.images, out)
+        else:
+            figures = ask_own(run, options.scenes)
+        (out / "eval.json").write_text(json.dumps(figures, indent=1) + "\n")
+        show(path, run[2], figures)
+
+
+def show(path, checkpoint, figures):
+    """Print the figures of one run, in percent."""
+    trained = checkpoint["finished"] and checkpoint["stage"] == "sft"
+    note = "" if trained else ", NOT FINE-TUNED TO THE END"
+    print(f"\n{path}: {checkpoint['options']['attention']}{note}\n")
+    columns = ("accuracy", "precision", "recall", "f1", "yes_ratio")
+    rows = {name: figures[name] for name in figures if name not in ("kinds", "accuracy")}
+    if rows:
+        print("| POPE, %     |" + "".join(f" {name:>9} |" for name in columns))
+        print("| ----------- |" + " --------: |" * len(columns))
+    for name, row in rows.items():
+        print(f"| {name:11} |" + "".join(f" {100 * row[column]:9.1f} |" for column in columns))
+    if "kinds" in figures:
+        print("\n| question kind | accuracy |\n| ------------- | -------: |")
+        for kind, share in {**figures["kinds"], "all": figures["accuracy"]}.items():
+            print(f"| {kind:13} | {100 * share:8.1f} |")
 
 
 if __name__ == "__main__":
-    runs.command_line(main)
+    main()

@@ -1,4 +1,5 @@
-"""The masks: against masks written by hand, a dull triple loop, and FlexAttention's own mask builder."""
+"""The masks: against masks written by hand, a dull loop, and FlexAttention's own mask builder."""
+import doctest
 import random
 
 import pytest
@@ -8,57 +9,51 @@ from torch.nn.attention.flex_attention import create_mask
 import mma
 from mma import IMAGE, KINDS, PAD, TEXT, attention_mask, mask_mod
 
-AUDIO = 2
+# A layout is a text, one letter a position. Capital letters are generated.
+MODALITIES = {".": PAD, "t": TEXT, "i": IMAGE, "a": 2, "d": 3}
 
-# text, image, image, image, question, question, answer, pad: 1 = may attend, read as rows that look.
-MODALITY = [TEXT, IMAGE, IMAGE, IMAGE, TEXT, TEXT, TEXT, PAD]
-GENERATED = [0, 0, 0, 0, 0, 0, 1, 0]
+# layout -> attention -> the rows that look, 1 = may attend
 BY_HAND = {
-    "causal": """
-        1 0 0 0 0 0 0 0
-        1 1 0 0 0 0 0 0
-        1 1 1 0 0 0 0 0
-        1 1 1 1 0 0 0 0
-        1 1 1 1 1 0 0 0
-        1 1 1 1 1 1 0 0
-        1 1 1 1 1 1 1 0
-        0 0 0 0 0 0 0 1""",
-    "image": """
-        1 0 0 0 0 0 0 0
-        1 1 1 1 0 0 0 0
-        1 1 1 1 0 0 0 0
-        1 1 1 1 0 0 0 0
-        1 1 1 1 1 0 0 0
-        1 1 1 1 1 1 0 0
-        1 1 1 1 1 1 1 0
-        0 0 0 0 0 0 0 1""",
-    "prefix": """
-        1 1 1 1 1 1 0 0
-        1 1 1 1 1 1 0 0
-        1 1 1 1 1 1 0 0
-        1 1 1 1 1 1 0 0
-        1 1 1 1 1 1 0 0
-        1 1 1 1 1 1 0 0
-        1 1 1 1 1 1 1 0
-        0 0 0 0 0 0 0 1""",
-    "mma": """
-        1 0 0 0 0 0 0 0
-        1 1 0 0 1 1 0 0
-        1 1 1 0 1 1 0 0
-        1 1 1 1 1 1 0 0
-        1 1 1 1 1 0 0 0
-        1 1 1 1 1 1 0 0
-        1 1 1 1 1 1 1 0
-        0 0 0 0 0 0 0 1""",
+    "tiiittT.": {
+        "causal": "10000000 11000000 11100000 11110000 11111000 11111100 11111110 00000001",
+        "image": "10000000 11110000 11110000 11110000 11111000 11111100 11111110 00000001",
+        "prefix": "11111100 11111100 11111100 11111100 11111100 11111100 11111110 00000001",
+        "mma": "10000000 11001100 11101100 11111100 11111000 11111100 11111110 00000001",
+    },
+    "iitiitTT": {  # two pictures with text between
+        "causal": "10000000 11000000 11100000 11110000 11111000 11111100 11111110 11111111",
+        "image": "11011000 11011000 11100000 11111000 11111000 11111100 11111110 11111111",
+        "prefix": "11111100 11111100 11111100 11111100 11111100 11111100 11111110 11111111",
+        "mma": "10100100 11100100 11100000 11110100 11111100 11111100 11111110 11111111",
+    },
+    "iittTttT": {  # picture, question 1, answer 1, question 2, answer 2
+        "causal": "10000000 11000000 11100000 11110000 11111000 11111100 11111110 11111111",
+        "image": "11000000 11000000 11100000 11110000 11111000 11111100 11111110 11111111",
+        "prefix": "11110000 11110000 11110000 11110000 11111000 11111110 11111110 11111111",
+        "mma": "10110000 11110000 11100000 11110000 11111000 11111100 11111110 11111111",
+    },
+    ".taiat.T": {  # audio; padding looks at itself alone
+        "causal": "10000000 01000000 01100000 01110000 01111000 01111100 00000010 01111101",
+        "image": "10000000 01000000 01101000 01110000 01111000 01111100 00000010 01111101",
+        "prefix": "10000000 01111100 01111100 01111100 01111100 01111100 00000010 01111101",
+        "mma": "10000000 01000000 01110100 01111100 01111100 01111100 00000010 01111101",
+    },
 }
 
 
-def by_hand(text):
-    return torch.tensor([[int(c) for c in line.split()] for line in text.strip().splitlines()], dtype=torch.bool)
+def read_layout(layout):
+    """-> (modality, generated) of one row as lists."""
+    return [MODALITIES[c.lower()] for c in layout], [c.isupper() for c in layout]
 
 
-def dull_mask(modality, generated, kind):
-    """The rule once more, as the dullest possible loop over plain Python lists."""
+def tensors(layouts):
+    """Layouts of equal length -> (modality, generated)."""
+    modality, generated = zip(*map(read_layout, layouts))
+    return torch.tensor(modality), torch.tensor(generated)
+
+
+def dull_mask(modality, generated, attention):
+    """The rule once more, as the dullest possible loop over plain lists."""
     T = len(modality)
     seen = [[False] * T for _ in range(T)]
     for q in range(T):
@@ -67,139 +62,103 @@ def dull_mask(modality, generated, kind):
                 seen[q][k] = q == k
             elif k <= q:
                 seen[q][k] = True
-            elif kind == "image":
+            elif sum(generated[:q + 1]) != sum(generated[:k + 1]):
+                seen[q][k] = False  # something is generated between them
+            elif attention == "image":
                 seen[q][k] = modality[q] != TEXT and modality[q] == modality[k]
-            elif kind == "prefix":
-                seen[q][k] = not generated[q] and not generated[k]
-            elif kind == "mma":
-                seen[q][k] = modality[q] != TEXT and modality[k] != modality[q] and not generated[k]
+            elif attention == "prefix":
+                seen[q][k] = not generated[q]
+            elif attention == "mma":
+                seen[q][k] = modality[q] != TEXT and modality[q] != modality[k]
     return seen
 
 
-def random_layout(rng):
-    """Segments of text, image and audio in any order, answers among them, padding on both sides."""
-    modality, generated = [PAD] * rng.choice([0, 0, 1, 3]), []
-    generated += [False] * len(modality)
-    for _ in range(rng.randint(1, 6)):
-        what, n = rng.choice([TEXT, TEXT, IMAGE, AUDIO, 3]), rng.randint(1, 4)
-        modality += [what] * n
-        generated += [what == TEXT and rng.random() < 0.4] * n
-    tail = rng.choice([0, 0, 1, 3])
-    return modality + [PAD] * tail, generated + [False] * tail
+def random_batches(seed, n, rows=5):
+    """n batches of random layouts: turns, pictures, modalities, padding on both sides."""
+    rng = random.Random(seed)
+    for _ in range(n):
+        layouts = []
+        for _ in range(rows):
+            parts = [rng.choice("ttTTiiad") * rng.randint(1, 4) for _ in range(rng.randint(1, 8))]
+            layouts.append("." * rng.choice((0, 0, 1, 3)) + "".join(parts))
+        T = max(map(len, layouts)) + rng.choice((0, 2))
+        yield tensors([layout.ljust(T, ".") for layout in layouts])
 
 
-def random_batch(rng, rows):
-    layouts = [random_layout(rng) for _ in range(rows)]
-    T = max(len(m) for m, _ in layouts)
-    return (torch.tensor([m + [PAD] * (T - len(m)) for m, _ in layouts]),
-            torch.tensor([g + [False] * (T - len(g)) for _, g in layouts]))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_mask_is_the_one_written_by_hand(kind):
-    mask = attention_mask(torch.tensor([MODALITY]), torch.tensor([GENERATED]).bool(), kind)
+@pytest.mark.parametrize("attention", KINDS)
+@pytest.mark.parametrize("layout", BY_HAND)
+def test_mask_is_the_one_written_by_hand(layout, attention):
+    mask = attention_mask(*tensors([layout]), attention)
     assert mask.shape == (1, 1, 8, 8) and mask.dtype == torch.bool
-    assert torch.equal(mask[0, 0], by_hand(BY_HAND[kind]))
+    rows = ["".join(map(str, row)) for row in mask[0, 0].int().tolist()]
+    assert rows == BY_HAND[layout][attention].split()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_pictures_with_text_between_follow_the_rule(kind):
-    # image image text image image text answer answer
-    m, g = [1, 1, 0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1, 1]
-    expected = {
-        "causal": ["10000000", "11000000", "11100000", "11110000", "11111000", "11111100", "11111110", "11111111"],
-        "image": ["11011000", "11011000", "11100000", "11111000", "11111000", "11111100", "11111110", "11111111"],
-        "prefix": ["11111100"] * 6 + ["11111110", "11111111"],
-        "mma": ["10100100", "11100100", "11100000", "11110100", "11111100", "11111100", "11111110", "11111111"],
-    }[kind]
-    mask = attention_mask(torch.tensor([m]), torch.tensor([g]).bool(), kind)[0, 0].int().tolist()
-    assert ["".join(map(str, row)) for row in mask] == expected
+@pytest.mark.parametrize("attention", KINDS)
+def test_mask_equals_a_dull_loop_on_hundreds_of_random_layouts(attention):
+    for modality, generated in random_batches(attention, 60):
+        rows = zip(modality.tolist(), generated.tolist())
+        wanted = [dull_mask(*row, attention) for row in rows]
+        assert attention_mask(modality, generated, attention)[:, 0].tolist() == wanted
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_mask_equals_a_dull_loop_on_hundreds_of_random_layouts(kind):
-    rng = random.Random(kind)
-    for _ in range(60):
-        modality, generated = random_batch(rng, rows=5)
-        mask = attention_mask(modality, generated, kind)[:, 0].tolist()
-        assert mask == [dull_mask(m, g, kind) for m, g in zip(modality.tolist(), generated.tolist())]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_mask_mod_equals_attention_mask(kind):
-    rng = random.Random(1)
-    for _ in range(20):
-        modality, generated = random_batch(rng, rows=4)
-        (B, T), mod = modality.shape, mask_mod(modality, generated, kind)
-        assert torch.equal(create_mask(mod, B, 1, T, T, device="cpu"), attention_mask(modality, generated, kind))
+@pytest.mark.parametrize("attention", KINDS)
+def test_mask_mod_equals_attention_mask(attention):
+    for modality, generated in random_batches(1, 20):
+        (B, T), mod = modality.shape, mask_mod(modality, generated, attention)
+        mask = create_mask(mod, B, None, T, T, device="cpu")
+        assert torch.equal(mask, attention_mask(modality, generated, attention))
 
 
 def test_causal_is_contained_in_every_kind_and_no_row_is_empty():
-    rng = random.Random(2)
-    for _ in range(50):
-        modality, generated = random_batch(rng, rows=4)
+    for modality, generated in random_batches(2, 50):
         causal = attention_mask(modality, generated, "causal")
-        for kind in KINDS:
-            mask = attention_mask(modality, generated, kind)
+        for attention in KINDS:
+            mask = attention_mask(modality, generated, attention)
             assert (mask | ~causal).all() and mask.any(-1).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_generated_tokens_are_seen_by_later_positions_only(kind):
-    rng = random.Random(3)
-    for _ in range(50):
-        modality, generated = random_batch(rng, rows=4)
-        mask, T = attention_mask(modality, generated, kind), modality.shape[1]
-        early = torch.ones(T, T, dtype=torch.bool).triu(1)
-        assert not (mask & early & generated[:, None, None, :]).any()
+@pytest.mark.parametrize("attention", KINDS)
+def test_no_generated_token_reaches_an_earlier_position_through_any_number_of_layers(attention):
+    opened = 0
+    for modality, generated in random_batches(3, 100):
+        reach = attention_mask(modality, generated, attention)[:, 0].double()
+        later = torch.ones_like(reach).triu(1).bool()
+        opened += (reach.bool() & later).sum()
+        for _ in range(6):  # squared six times: 64 layers, more than there are positions
+            reach = ((reach @ reach) > 0).double()
+        assert not (reach.bool() & later & generated[:, None, :]).any()
+    assert (opened > 0) == (attention != "causal")  # else nothing was tested
 
 
-def test_mma_without_a_prompt_token_after_the_image_is_causal():
-    modality = torch.tensor([[TEXT, IMAGE, IMAGE, IMAGE, TEXT, TEXT, PAD]])
-    generated = torch.tensor([[False, False, False, False, True, True, False]])
-    assert torch.equal(attention_mask(modality, generated, "mma"), attention_mask(modality, generated, "causal"))
+def test_mma_without_a_prompt_token_after_the_picture_is_causal():
+    for layout in ("tiiiT.", "..tiiT", "iTTTTT", "ttiiii", "t.iTTT"):
+        modality, generated = tensors([layout])
+        causal = attention_mask(modality, generated, "causal")
+        assert torch.equal(attention_mask(modality, generated, "mma"), causal)
 
 
-def test_mma_opens_image_to_question_and_nothing_else():
-    names, modality, generated = mma.example()
-    opened = attention_mask(modality, generated, "mma") & ~attention_mask(modality, generated, "causal")
-    pairs = {(names[q], names[k]) for q, k in opened[0, 0].nonzero().tolist()}
-    assert pairs == {("img", word) for word in ("is", "there", "a", "cat", "?", "<assistant>")}
-
-
-def test_any_signed_integer_dtype_gives_the_same_mask():
-    modality, generated = torch.tensor([MODALITY]), torch.tensor([GENERATED]).bool()
-    wanted = attention_mask(modality, generated, "mma")
-    for dtype in (torch.int8, torch.int16, torch.int32):
-        assert torch.equal(attention_mask(modality.to(dtype), generated, "mma"), wanted)
-
-
-GOOD = torch.tensor([[IMAGE, TEXT, TEXT]]), torch.tensor([[False, False, True]])
+GOOD = torch.tensor([[IMAGE, TEXT, TEXT]])
+ANSWER = torch.tensor([[False, False, True]])
 
 
 @pytest.mark.parametrize("build", [attention_mask, mask_mod])
-@pytest.mark.parametrize("modality, generated, kind, says", [
-    (GOOD[0][0], GOOD[1][0], "mma", r"modality must be a tensor of shape \(B, T\), but is \(3,\)"),
-    ([[1, 0, 0]], GOOD[1], "mma", "modality must be a tensor .* but is list"),
-    (GOOD[0], GOOD[1][:, :2], "mma", "differ in shape"),
-    (GOOD[0].float(), GOOD[1], "mma", "dtype is torch.float32"),
-    (GOOD[0].bool(), GOOD[1], "mma", "dtype is torch.bool"),
-    (GOOD[0].to(torch.uint8), GOOD[1], "mma", "signed integers, but its dtype is torch.uint8"),
-    (GOOD[0], GOOD[1].long(), "mma", "generated must be bool"),
-    (GOOD[0], GOOD[1], "bidirectional", "unknown kind of attention 'bidirectional'"),
-    (GOOD[0] - 3, GOOD[1], "mma", r"modality\[0, 0\] is -2"),
-    (torch.tensor([[IMAGE, TEXT, PAD]]), GOOD[1], "mma", r"generated\[0, 2\] .* PAD"),
-    (torch.tensor([[TEXT, TEXT, IMAGE]]), GOOD[1], "mma", r"generated\[0, 2\] .* modality 1"),
+@pytest.mark.parametrize("modality, generated, attention, says", [
+    (GOOD[0], ANSWER[0], "mma", r"must both be \(B, T\), but are \(3,\) and \(3,\)"),
+    (GOOD, ANSWER[:, :2], "mma", r"but are \(1, 3\) and \(1, 2\)"),
+    (GOOD.float(), ANSWER, "mma", "dtype is torch.float32"),
+    (GOOD.bool(), ANSWER, "mma", "dtype is torch.bool"),
+    (GOOD.to(torch.uint8), ANSWER, "mma", "signed integers, but its dtype is torch.uint8"),
+    (GOOD, ANSWER.long(), "mma", "generated must be bool, but its dtype is torch.int64"),
+    (GOOD, ANSWER, "both", "unknown attention 'both': choose one of causal, image, prefix, mma"),
+    (torch.tensor([[IMAGE, TEXT, PAD]]), ANSWER, "mma", r"generated\[0, 2\] is True.* -1"),
+    (torch.tensor([[TEXT, TEXT, IMAGE]]), ANSWER, "causal", r"generated\[0, 2\] is True.* 1"),
 ])
-def test_wrong_input_is_refused_by_name(build, modality, generated, kind, says):
+def test_wrong_input_is_refused_by_name(build, modality, generated, attention, says):
     with pytest.raises(ValueError, match=says):
-        build(modality, generated, kind)
+        build(modality, generated, attention)
 
 
-def test_printed_and_drawn_masks_show_every_kind(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    mma.main()
-    text = capsys.readouterr().out
-    assert all(kind in text for kind in KINDS) and max(map(len, text.splitlines())) <= 80
-    assert text.count("▒") == 6 + 55 + 24 + 1  # image, prefix, mma, and the legend
-    assert (tmp_path / "masks.png").stat().st_size > 1000
+def test_the_example_in_the_documentation_runs():
+    results = doctest.testmod(mma)
+    assert results.attempted and not results.failed

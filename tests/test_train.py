@@ -1,262 +1,432 @@
-"""Training, end to end on a very small model: it learns, it is saved, it is loaded, it is evaluated."""
+"""train.py learns, repeats itself bit for bit, and survives kills and damaged files."""
 import json
 import os
+import random
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import zipfile
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
-import eval_pope
-import options
-import runs
 import train
-
-SMALL = options.Preset(width=32, heads=2, layers=2, vit_layers=1, scenes=256, batch_size=16, pretrain_steps=60,
-                     sft_steps=60, muon_lr=0.02, adam_lr=0.003)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
+from data import Example
+from driving import OFTEN, TINY, Run
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch, cache):
-    """small(*options) trains the small preset in a folder of its own; small.set_up(*options) only prepares it."""
-    monkeypatch.setitem(train.PRESETS, "tiny", SMALL)
+def tiny(tmp_path, monkeypatch):
+    """tiny(*options) starts a tiny run in an empty folder; the caller trains it."""
     monkeypatch.chdir(tmp_path)
+    for name, value in OFTEN.items():
+        monkeypatch.setattr(train, name, value)
+    torch.set_num_threads(2)
 
-    def set_up(*arguments):
-        common = ["--cache", cache, "--device", "cpu", "--val-scenes", "8", "--log-every", "10", "--float32"]
-        return train.set_up(train.parse([*common, *map(str, arguments)]))
+    def start(*options):
+        return train.start(train.parse([*TINY, *map(str, options)]))
 
-    def run(*arguments):
-        trainer = set_up(*arguments)
-        trainer.train()
-        return trainer
-
-    run.set_up = set_up
-    return run
+    return start
 
 
-def lines(folder):
-    return [json.loads(line) for line in open(folder / "metrics.jsonl")]
+def trained(trainer):
+    trainer.train()
+    return trainer
 
 
-def test_both_stages_learn_and_the_checkpoint_answers_pope(small, capsys, monkeypatch, cache):
-    trainer = small("--eval-every", 30)
-    for stage in train.STAGES:
-        losses = [line["loss"] for line in lines(trainer.folder) if line["stage"] == stage and "loss" in line]
-        assert len(losses) == 6 and losses[-1] < 0.7 * losses[0], stage
-    model, tokenizer, checkpoint = runs.load(trainer.folder)
-    assert checkpoint["stage"] == "sft" and checkpoint["attention"] == "mma" and checkpoint["training"] is None
-    for name, weight in trainer.model.state_dict().items():
-        assert torch.equal(weight, model.state_dict()[name]), name
-    monkeypatch.setattr("sys.argv", ["eval_pope.py", "--scenes", "20", "--cache", cache])
-    eval_pope.main()
-    printed = capsys.readouterr().out
-    assert all(word in printed for word in ("random", "popular", "adversarial", "accuracy", "yes-ratio", "relation"))
-    for split in eval_pope.SPLITS:
-        asked = [json.loads(line) for line in open(trainer.folder / f"pope_{split}_questions.jsonl")]
-        given = [json.loads(line) for line in open(trainer.folder / f"pope_{split}_answers.jsonl")]
-        assert len(asked) == len(given) == 120 and set(asked[0]) == {"question_id", "image", "text", "label"}
-        assert all(a["question_id"] == g["question_id"] and a["text"] == g["question"] for a, g in zip(asked, given))
-        score = eval_pope.score([g["answer"] for g in given], [a["label"] for a in asked])
-        row = next(line for line in printed.splitlines() if line.startswith(f"| {split} "))
-        assert f"{100 * score['accuracy']:.1f}" in row  # the table is what the files say
+def losses(folder):
+    """All losses in the log of a run."""
+    return [json.loads(line)["loss"] for line in open(folder / "metrics.jsonl")]
 
 
-def test_several_runs_make_one_table_with_spread(small, capsys, monkeypatch, cache):
-    for seed in (0, 1):
-        small("--seed", seed, "--pretrain-steps", 2, "--sft-steps", 2)
-    small("--attention", "causal", "--pretrain-steps", 2, "--sft-steps", 0)
-    monkeypatch.setattr("sys.argv", ["eval_pope.py", "--scenes", "5", "--cache", cache, "runs/mma-seed0", "runs/mma-seed1",
-                                     "runs/causal-seed0"])
-    eval_pope.main()
-    printed = capsys.readouterr().out
-    assert "| mma " in printed and "±" in printed and "| 2 " in printed
+def weights(path):
+    return train.load(path)[0].state_dict()
 
 
-def test_fine_tuning_from_a_pretrained_file_starts_from_its_weights(small):
-    first = small("--sft-steps", 0, "--pretrain-steps", 5)
-    second = small("--pretrained", first.folder / "pretrained.pt", "--sft-steps", 0, "--attention", "causal", "--seed", 1)
-    for name, weight in first.model.state_dict().items():
-        assert torch.equal(weight, second.model.state_dict()[name]), name
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert torch.equal(weight, other[name]), name
 
 
-def test_an_evaluation_of_a_model_that_saw_no_fine_tuning_says_so(small, capsys, monkeypatch, cache):
-    trainer = small("--pretrain-steps", 2, "--sft-steps", 1)
-    path = trainer.folder / "pretrained.pt"
-    monkeypatch.setattr("sys.argv", ["eval_pope.py", "--scenes", "3", "--cache", cache, str(path)])
-    eval_pope.main()
-    assert (trainer.folder / "pope_pretrained_random_answers.jsonl").exists()  # not those of model.pt
-    assert "NEVER FINE-TUNED" in capsys.readouterr().out
+def refused(says, call, *arguments):
+    """The call ends the program with one line, which says so."""
+    with pytest.raises(SystemExit) as stop:
+        call(*arguments)
+    assert isinstance(stop.value.code, str) and stop.value.code.isprintable(), stop.value.code
+    assert says in stop.value.code
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(small):
-    arguments = ["--pretrain-steps", 8, "--sft-steps", 8, "--log-every", 1, "--eval-every", 8]
-    a, b, c = (small("--name", name, "--seed", seed, *arguments) for name, seed in (("a", 3), ("b", 3), ("c", 4)))
-    assert (a.folder / "metrics.jsonl").read_bytes() == (b.folder / "metrics.jsonl").read_bytes()
-    assert all(torch.equal(x, y) for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values()))
-    assert (a.folder / "metrics.jsonl").read_bytes() != (c.folder / "metrics.jsonl").read_bytes()
+# Learning.
+
+def test_both_stages_learn_and_the_checkpoint_is_what_was_trained(tiny):
+    trainer = trained(tiny("--pretrain-steps", 60, "--sft-steps", 60, "--save-every", 1000))
+    loss = losses(trainer.folder)
+    assert len(loss) == 60
+    assert loss[29] < 0.7 * loss[0] and loss[59] < 0.7 * loss[30]
+    model, tokenizer, checkpoint = train.load(trainer.folder)
+    assert_same_weights(trainer.model.state_dict(), model.state_dict())
+    assert model.attention == "mma" and tokenizer.words == trainer.tokenizer.words
+    assert checkpoint["finished"] and checkpoint["stage"] == "sft" and checkpoint["step"] == 60
 
 
-def test_training_in_bfloat16_follows_training_in_float32(small, monkeypatch):
-    losses = []
-    for name in ("float32", "bfloat16"):
-        losses.append([line["loss"] for line in lines(small("--name", name, "--eval-every", 60).folder) if "loss" in line])
-        monkeypatch.setattr(runs, "autocast", lambda device, wanted=True: torch.autocast("cpu", torch.bfloat16))
-    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.1)
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny):
+    first = trained(tiny("--name", "first", "--seed", 3)).folder
+    again = trained(tiny("--name", "again", "--seed", 3)).folder
+    other = trained(tiny("--name", "other", "--seed", 4)).folder
+    assert_same_run(first, again)
+    assert losses(first) != losses(other)
+    assert not torch.equal(weights(first)["projector.weight"], weights(other)["projector.weight"])
 
 
-def test_halving_a_batch_between_threads_does_not_change_its_gradient(small):
-    trainer = small("--pretrain-steps", 3, "--sft-steps", 3)
-    examples, rows = trainer.examples["sft"], trainer.batches["sft"][0]
-    answers, gradients = examples.answer_lengths[rows].sum(), []
-    for parts in ([rows], [rows[:5], rows[5:]]):
-        trainer.model.zero_grad()
-        list(trainer.pool.map(lambda part: trainer.backward(examples, part, answers), parts))
-        gradients.append({name: p.grad.clone() for name, p in trainer.model.named_parameters()
-                          if not name.startswith("vit.")})  # frozen in this stage
-    assert len(gradients[0]) > 15
-    for name, whole in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], whole, atol=1e-6, rtol=1e-4)
+def test_bfloat16_follows_float32(tiny, monkeypatch):
+    expected = losses(trained(tiny("--name", "float32")).folder)
+    monkeypatch.setattr(train, "autocast", lambda *_: torch.autocast("cpu", torch.bfloat16))
+    found = losses(trained(tiny("--name", "bfloat16")).folder)
+    assert found != expected and found == pytest.approx(expected, rel=0.02)
 
 
-def test_a_stopped_run_that_is_resumed_ends_as_one_that_was_never_stopped(small):
-    arguments = ["--pretrain-steps", 7, "--sft-steps", 7, "--log-every", 3, "--eval-every", 5]
-    whole = small("--name", "whole", *arguments)
-    for moment in (1, 5, 9, 13):
-        trainer = small.set_up("--name", f"stopped-{moment}", *arguments)
-        step, taken = trainer.train_step, []
-
-        def counted(*args):
-            taken.append(1)
-            trainer.stop = len(taken) == moment  # what Ctrl-C does
-            return step(*args)
-
-        trainer.train_step = counted
-        with pytest.raises(SystemExit):
-            trainer.train()
-        resumed = train.set_up(train.parse(["--resume", str(trainer.folder)]))
-        resumed.train()
-        assert (resumed.folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
-        for name, weight in whole.model.state_dict().items():
-            assert torch.equal(weight, resumed.model.state_dict()[name]), (moment, name)
-    with pytest.raises(ValueError, match="that run is finished"):
-        train.set_up(train.parse(["--resume", str(whole.folder)]))
-
-
-def test_one_and_two_processes_train_alike(tmp_path, cache):
-    """torchrun with 1 and 2 processes (gloo): the same losses, step by step, and the same weights in the end."""
-    program = str(Path(train.__file__))
-    arguments = ["--scenes", "64", "--val-scenes", "4", "--batch-size", "6", "--pretrain-steps", "4", "--sft-steps", "4",
-                 "--log-every", "1", "--eval-every", "4", "--cache", cache, "--device", "cpu", "--float32"]
-    losses, weights = [], []
-    for n in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}", "--standalone", program]
-        done = subprocess.run([*command, *arguments, "--name", f"n{n}"], cwd=tmp_path, capture_output=True, text=True,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=170)
-        assert done.returncode == 0, done.stderr[-2000:]
-        losses.append([line["loss"] for line in lines(tmp_path / "runs" / f"n{n}") if "loss" in line])
-        weights.append(runs.load(tmp_path / "runs" / f"n{n}")[0].state_dict())
-    assert len(losses[0]) == len(losses[1]) == 8
-    assert losses[0] == pytest.approx(losses[1], rel=2e-4)
-    for name, weight in weights[0].items():
-        assert (weight - weights[1][name]).norm() < 0.05 * weight.norm() + 1e-3, name
-
-
-def test_ddp_averages_to_the_gradient_of_the_whole_batch(small, monkeypatch):
-    """What each of two processes adds, averaged as DDP does, is the gradient of one process on the whole batch."""
-    trainer = small("--pretrain-steps", 2, "--sft-steps", 2)
-    examples, rows = trainer.examples["sft"], trainer.batches["sft"][0]
-    answers, gradients = examples.answer_lengths[rows].sum(), []
+def test_parts_of_a_batch_add_up_to_its_gradient(tiny, monkeypatch):
+    """In two threads, and in two processes, whose gradients DistributedDataParallel averages."""
+    trainer = tiny()
+    for p in trainer.model.parameters():
+        torch.nn.init.normal_(p, std=0.05)  # fresh weights are zero here and there
+    rows = trainer.batches[0]
+    _, loss = trainer.model(**trainer.data.batch(rows))
+    parameters = dict(trainer.model.named_parameters())
+    expected = torch.autograd.grad(loss, parameters.values())
+    tokens = sum(len(trainer.data.rows[i]) - trainer.data.prompt_lengths[i] for i in rows)
     for world in (1, 2):
-        trainer.world = world
-        trainer.model.zero_grad()
-        for part in [rows] if world == 1 else [rows[:9], rows[9:]]:
-            trainer.backward(examples, part, answers)
-        gradients.append(trainer.model.token.weight.grad / world)
-    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-4)
+        monkeypatch.setattr(train, "WORLD", world)
+        parts = trainer.pool.map(lambda part: trainer.backward(part, tokens), (rows[:3], rows[3:]))
+        torch.testing.assert_close(sum(parts), loss.detach())
+        for (name, p), gradient in zip(parameters.items(), expected):
+            assert (p.grad / world - gradient).abs().max() < 1e-5 * gradient.abs().max(), name
+            p.grad = None
 
 
-@pytest.mark.parametrize("arguments, says", [
-    (["--sft-steps", "-1"], "--sft-steps: -1 is below 0"), (["--batch-size", "0"], "--batch-size: 0 is below 1"),
-    (["--attention", "both"], "invalid choice: 'both'"), (["--seed", "x"], "--seed: invalid number value: 'x'"),
-    (["--resume", "runs/a", "--seed", "1"], "--resume takes no other option"),
-])
-def test_nonsense_options_are_named_and_end_with_code_2(arguments, says, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        train.parse(arguments)
-    assert stopped.value.code == 2 and says in capsys.readouterr().err
+def test_the_learning_rate_rises_stays_and_falls_linearly_to_zero(tiny):
+    trainer = tiny("--pretrain-steps", 100, "--pretrain-lr", 0.04)
+    factors = {0: 1 / 20, 9: 1 / 2, 19: 1, 20: 1, 50: 1, 70: 1, 85: 1 / 2, 97: 1 / 10, 99: 1 / 30}
+    for trainer.step, factor in factors.items():  # steps count from 0
+        trainer.train_step()
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
+        assert rates == pytest.approx([0.04 * factor, 0.04 * factor, 0.3 * 0.04 * factor])
 
 
-def test_a_run_never_writes_into_the_folder_of_another(small, tmp_path):
-    first, second = (small("--pretrain-steps", 0, "--sft-steps", 0) for _ in range(2))
-    assert first.folder.name == "mma-seed0" and second.folder.name == "mma-seed0-2"
-    with pytest.raises(ValueError, match="--name mma-seed0: runs/mma-seed0 exists already"):
-        small("--name", "mma-seed0")
+@pytest.mark.parametrize("option, frozen", [([], True), (["--train-vit"], False)])
+def test_fine_tuning_changes_everything_but_a_frozen_vit(tiny, option, frozen):
+    trainer = trained(tiny("--pretrain-steps", 2, "--sft-steps", 4, *option))
+    before, after = weights(trainer.folder / "pretrained.pt"), weights(trainer.folder)
+    for name, weight in before.items():
+        assert torch.equal(weight, after[name]) == (frozen and name.startswith("vit.")), name
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_checkpoint_stays(small):
-    trainer = small.set_up("--pretrain-steps", 9, "--save-every", 0, "--log-every", 100)
-    step = trainer.train_step
-    trainer.train_step = lambda progress: step(progress) * (float("nan") if trainer.step == 4 else 1)
-    with pytest.raises(ValueError, match="the loss is nan at step 5 of pretrain"):
-        trainer.train()
-    model, _, checkpoint = runs.load(trainer.folder)
-    assert checkpoint["training"]["step"] == 4 and all(w.isfinite().all() for w in model.state_dict().values())
+def test_a_pretrained_model_is_fine_tuned_from_its_weights_without_pre_training(tiny):
+    first = trained(tiny("--name", "first"))
+    path = first.folder / "pretrained.pt"
+    second = tiny("--name", "second", "--pretrained", path, "--attention", "causal", "--seed", 1)
+    assert second.stage == "sft"
+    assert_same_weights(weights(path), weights(second.folder))
+    second.train()
+    assert {line["stage"] for line in second.log} == {"sft"}
+    third = trained(tiny("--name", "third", "--pretrained", path))
+    assert_same_weights(weights(first.folder), weights(third.folder))  # as if in one run
 
 
-def test_a_run_that_cannot_begin_leaves_its_name_free(small, tmp_path):
-    for wrong in (["--scenes", 9], ["--batch-size", 1], ["--pretrained", "nowhere.pt"]):
-        with pytest.raises((ValueError, FileNotFoundError), match="batch|nowhere.pt"):
-            small.set_up("--name", "mine", *wrong)
-    assert small("--name", "mine", "--pretrain-steps", 0, "--sft-steps", 0).folder.name == "mine"
+def make_folder(folder, captions, questions):
+    """20 pictures, with a caption or a question each, or both."""
+    folder.mkdir()
+    with open(folder / "train.jsonl", "w") as file:
+        for i in range(20):
+            Image.new("RGB", (30 + i, 40), (12 * i, 0, 99)).save(folder / f"{i}.png")
+            entry = {"image": f"{i}.png"}
+            if captions:
+                entry["caption"] = "very " * i + "red"
+            if questions:
+                entry |= {"question": "How red is it?", "answer": str(i % 3)}
+            file.write(json.dumps(entry) + "\n")
 
 
-def test_only_a_pretrained_model_is_fine_tuned(small):
-    done = small("--pretrain-steps", 1, "--sft-steps", 1)
-    with pytest.raises(ValueError, match="not fresh from pre-training"):
-        small("--pretrained", done.folder)
+@pytest.mark.parametrize("captions, questions, stages", [
+    (True, True, ["pretrain", "sft"]), (False, True, ["sft"]), (True, False, ["pretrain"])])
+def test_twenty_pictures_train_with_the_default_batch_size(tiny, captions, questions, stages):
+    make_folder(Path("mine"), captions, questions)
+    trainer = trained(tiny("--data", "mine", "--batch-size", 64))
+    assert sorted({line["stage"] for line in trainer.log}) == stages
+    assert train.load(trainer.folder)[2]["finished"]
 
 
-def test_a_checkpoint_that_hides_code_is_refused_and_nothing_runs(tmp_path):
-    marker = tmp_path / "ran"
+# Batches.
 
+def make_batches(rows_of, pictures, per_picture, seed=0):
+    """Batches of a set in which picture i has rows_of[i] rows."""
+    examples = [Example(i, None, "", "caption") for i, n in enumerate(rows_of) for _ in range(n)]
+    return train.Batches(SimpleNamespace(examples=examples), pictures, per_picture, seed)
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    forward = [make_batches([3] * 40, 8, 2)[step] for step in range(20)]
+    batches = make_batches([3] * 40, 8, 2)
+    assert [batches[step] for step in reversed(range(20))] == forward[::-1]
+    assert len({tuple(batch) for batch in forward}) == 20
+    assert [make_batches([3] * 40, 8, 2, seed=1)[step] for step in range(20)] != forward
+
+
+def test_a_batch_has_so_many_pictures_and_of_each_at_most_so_many_of_its_rows():
+    batches = make_batches([1 + i % 4 for i in range(48)], 6, 2)
+    picture_of = [picture for picture in range(48) for _ in range(1 + picture % 4)]
+    for step in range(20):
+        rows, pictures = batches[step], [picture_of[i] for i in batches[step]]
+        assert len(set(rows)) == len(rows) and len(set(pictures)) == 6
+        assert all(pictures.count(i) == min(2, 1 + i % 4) for i in pictures)
+
+
+@pytest.mark.parametrize("pictures", [3, 33, 100])
+def test_every_picture_is_drawn_equally_often_and_a_small_set_fills_its_batch(pictures):
+    batches = make_batches([1] * pictures, 32, 1)
+    plan = [batches[step] for step in range(400)]
+    assert all(len(rows) == min(32, pictures) for rows in plan)
+    visits = [sum(i in rows for rows in plan) for i in range(pictures)]
+    assert min(visits) > 0.6 * max(visits)
+
+
+# Runs that are killed.
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("runs-here")
+    run = Run(folder, *TINY, "--name", "whole")
+    assert run.wait() == 0, run.printed()
+    return folder / "runs" / "whole"
+
+
+def assert_same_run(folder, other):
+    """Metrics byte for byte, weights bit for bit, and nothing else in the folder."""
+    assert (folder / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    for name in ("model.pt", "pretrained.pt"):
+        assert_same_weights(weights(folder / name), weights(other / name))
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in other.iterdir())
+
+
+def start_or_resume(whole, name, method="forkserver"):
+    """A Run of the same name as before goes on, unless that was killed before its first save."""
+    folder = whole.parent / name
+    if not (folder / "model.pt").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+    arguments = ["--resume", f"runs/{name}"] if folder.exists() else [*TINY, "--name", name]
+    return Run(whole.parent.parent, *arguments, method=method)
+
+
+def kill_and_resume(whole, name, kills, method="forkserver"):
+    """Kill a run again and again, and let it end as `whole` did. Returns where the kills met it."""
+    rng, folder, met = random.Random(0), whole.parent / name, Counter()
+    while kills:
+        run = start_or_resume(whole, name, method)
+        moment = rng.choice(("start", "save", "step"))
+        if moment == "start":
+            time.sleep(rng.uniform(0, 0.3 if method == "forkserver" else 3))
+        else:
+            run.until("s" if moment == "save" else "d", rng.randint(1, 4))
+            time.sleep(rng.uniform(0, 0.004 if moment == "save" else 0.03))
+        if run.send(signal.SIGKILL) == -signal.SIGKILL:
+            kills -= 1
+            met["in a save"] += run.events().endswith("s")
+            met["sft" if (folder / "pretrained.pt").exists() else "pretrain"] += 1
+        else:  # it was faster: once more from the start
+            assert_same_run(folder, whole)
+            shutil.rmtree(folder)
+    start_or_resume(whole, name, method).wait()
+    assert_same_run(folder, whole)
+    return met
+
+
+def test_a_run_that_is_killed_a_dozen_times_ends_as_one_that_never_was(whole):
+    met = kill_and_resume(whole, "killed", 12)
+    assert min(met["in a save"], met["pretrain"], met["sft"]) >= 2, met
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills, method", [(50, "forkserver"), (12, "spawn")])
+def test_a_run_that_is_killed_many_times_ends_as_one_that_never_was(whole, kills, method):
+    met = kill_and_resume(whole, f"killed-{method}", kills, method)
+    assert min(met["in a save"], met["pretrain"], met["sft"]) >= 2, met
+
+
+@pytest.mark.parametrize("method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_ctrl_c_says_in_one_line_how_to_go_on(whole, method):
+    name = f"stopped-{method}"
+    run = Run(whole.parent.parent, *TINY, "--name", name, method=method)
+    run.until("d", 4)
+    assert run.send(signal.SIGINT) == 1
+    lines = run.printed().replace("\r", "\n").split("\n")
+    assert f"interrupted; to go on: python train.py --resume runs/{name}" in lines
+    assert "Traceback" not in run.printed()
+    assert start_or_resume(whole, name).wait() == 0
+    assert_same_run(whole.parent / name, whole)
+
+
+def test_resuming_is_refused_for_a_finished_run_and_for_none(tiny):
+    folder = trained(tiny("--pretrain-steps", 0, "--sft-steps", 1)).folder
+    refused(f"{folder} is finished", train.resume, folder)
+    Path("empty").mkdir()
+    refused("no such checkpoint", train.resume, "empty")
+    refused(f"{folder} exists", tiny)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_it_to_be_resumed(tiny):
+    whole = trained(tiny("--name", "whole"))
+    trainer = tiny("--name", "nan")
+    train_step = trainer.train_step
+    trainer.train_step = lambda: train_step() * (float("nan") if trainer.step == 6 else 1)
+    refused("the loss is nan at step 8 of pretrain, learning rate 0.008;", trainer.train)
+    assert train.load(trainer.folder)[2]["step"] == 6
+    assert_same_run(trained(train.resume(trainer.folder)).folder, whole.folder)
+
+
+# Several processes.
+
+def test_two_processes_train_as_one_does(tmp_path):
+    """With SGD: Muon computes in bfloat16, and Adam divides by tiny numbers; both magnify rounding."""
+    options = [*TINY, "--batch-size", 6, "--questions", 3]  # 9 questions: no equal halves
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [Run(tmp_path, *options, "--name", "one", sgd=True)]
+    for rank in (0, 1):
+        started.append(Run(tmp_path, *options, "--name", "two", rank=rank, port=port, sgd=True))
+    for run in started:
+        assert run.wait() == 0, run.printed()
+    one, two = tmp_path / "runs" / "one", tmp_path / "runs" / "two"
+    assert len(losses(one)) == 10 and losses(two) == pytest.approx(losses(one), rel=1e-6)
+    after = weights(one)
+    for name, weight in weights(two).items():
+        torch.testing.assert_close(weight, after[name], atol=1e-6, rtol=0, msg=name)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_with_two_processes(tmp_path):
+    found = []
+    for n in "12":
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
+        done = subprocess.run([*command, train.__file__, *TINY, "--name", n], cwd=tmp_path, timeout=100,
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append(losses(tmp_path / "runs" / n))
+    assert len(found[0]) == 2 and found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+# Files that are no checkpoint, or a damaged one.
+
+def test_a_checkpoint_runs_no_code(tiny):
     class Trap:
         def __reduce__(self):
-            return os.mkdir, (str(marker),)
+            return os.mkdir, ("trapped",)
 
-    torch.save({"format": runs.FORMAT, "trap": Trap()}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="model.pt: not a whole checkpoint"):
-        runs.load(tmp_path)
-    assert not marker.exists()
+    torch.save({"config": Trap()}, "trap.pt")
+    refused("trap.pt: damaged, or no checkpoint", train.load, "trap.pt")
+    assert not Path("trapped").exists()
 
 
-def test_checkpoints_that_do_not_fit_say_what_does_not(small):
-    trainer = small("--pretrain-steps", 0, "--sft-steps", 0)
-    path = trainer.folder / "model.pt"
-    whole = torch.load(path, weights_only=True)
+def test_a_flipped_bit_is_refused_or_changes_nothing(tiny):
+    path = tiny().folder / "model.pt"
+    whole, expected, rng, harmless = path.read_bytes(), weights(path), random.Random(0), 0
+    places = [rng.randrange(len(whole)) for _ in range(60)]
+    places += [rng.randrange(len(whole) - 4000, len(whole)) for _ in range(40)]  # zip's directory
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            assert_same_weights(weights(path), expected)  # a date, or padding
+            harmless += 1
+        except SystemExit as stop:
+            assert stop.code.startswith(f"{path}: damaged") and stop.code.isprintable()
+    assert harmless < 40
 
-    def refused(says, **change):
-        torch.save({**whole, **change}, path)
-        with pytest.raises(ValueError, match=says):
-            runs.load(path)
 
-    refused("vocab_size .* the vocabulary has", words=whole["words"][:-1])
-    refused("width is 1000000", config={**whole["config"], "width": 10**6})
-    refused("weight .*: the configuration wants", config={**whole["config"], "layers": 3})
-    refused("checkpoint format 1 is wanted", format=99)
-    refused("attention 'both'", attention="both")
-    torch.save({name: value for name, value in whole.items() if name != "order"}, path)
-    with pytest.raises(ValueError, match="it has no 'order'"):
-        runs.load(path)
-    torch.save(whole, path)
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="not a whole checkpoint"):
-        runs.load(path)
-    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
-        runs.load(trainer.folder / "other.pt")
+def test_a_checkpoint_that_is_cut_off_is_refused(tiny):
+    path = tiny().folder / "model.pt"
+    whole = path.read_bytes()
+    for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        refused("model.pt: damaged", train.load, path)
+
+
+def test_a_file_that_is_no_checkpoint_of_this_program_is_refused(tiny):
+    path = tiny().folder / "model.pt"
+    checkpoint = torch.load(path)
+    config, words, weights = (checkpoint[name] for name in ("config", "words", "weights"))
+    for foreign in ([1, 2], {"a": torch.ones(3)}, weights,
+                    {**checkpoint, "weights": {name: weight.mT for name, weight in weights.items()}},
+                    {**checkpoint, "config": {**config, "width": 64}},
+                    {**checkpoint, "config": {**config, "layers": 2}},
+                    {**checkpoint, "config": {**config, "depth": 2}},
+                    {**checkpoint, "words": words[1:]},
+                    {**checkpoint, "words": [*words, "more"]}):
+        torch.save(foreign, path)
+        refused("model.pt: damaged", train.load, path)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("letter.txt", "hello")
+    refused("model.pt: damaged", train.load, path)
+
+
+# Nonsense on the command line.
+
+@pytest.mark.parametrize("nonsense, says", [
+    ("--sft-steps -1", "--sft-steps: -1 is below 0"),
+    ("--sft-steps 1e3", "--sft-steps: invalid"),
+    ("--batch-size 1", "--batch-size: 1 is below 2"),
+    ("--seed -1", "--seed: -1 is below 0"),
+    ("--seed 1.5", "--seed: invalid"),
+    ("--scenes 0", "--scenes: 0 is below 1"),
+    ("--save-every nan", "--save-every: nan is below 0"),
+    ("--sft-lr -0.1", "--sft-lr: -0.1 is below 0"),
+    ("--attention both", "--attention: invalid choice: 'both'"),
+    ("--order x", "--order: invalid choice"),
+    ("--preset huge", "--preset: invalid choice"),
+    ("--cooldown 0", "--cooldown: 0 is below 0.01"),
+    ("--bogus", "unrecognized arguments: --bogus"),
+    ("--resume", "--resume: expected one argument"),
+    ("--resume runs/a --seed 1", "--resume takes no other option"),
+    ("--resume=runs/a --float32", "--resume takes no other option"),
+    ("--seed=1 --resume=runs/a", "--resume takes no other option"),
+])
+def test_options_that_make_no_sense_are_refused_in_one_line(capsys, nonsense, says):
+    with pytest.raises(SystemExit) as stop:
+        train.parse(nonsense.split())
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and says in lines[-1] and "error" not in "".join(lines[:-1])
+
+
+@pytest.mark.parametrize("nonsense, says", [
+    ("--device cuda:99", "--device cuda:99: not on this machine"),
+    ("--device nonsense", "--device nonsense: not on this machine"),
+    ("--data nowhere", "nowhere/train.jsonl"),
+    ("--pretrained nowhere.pt", "nowhere.pt: no such checkpoint"),
+    ("--width 30 --heads 4", "width 30 must be a multiple of heads 4"),
+    ("--patch-size 24", "image_size 64 must be a multiple of patch_size 24"),
+    ("--window 8", "window 8"),  # smaller than a patch
+    ("--window 33", "window 33"),  # a patch is not in its middle
+    ("--image-size 32", "--image-size 32"),  # scenes are drawn in multiples of 64 pixels
+    ("--image-size 100", "--image-size 100"),
+    ("--patch-size 4", "256"),  # 256 image tokens: no room for a text
+])
+def test_a_run_that_cannot_start_says_why_in_one_line_and_leaves_no_folder(tiny, nonsense, says):
+    refused(says, tiny, *nonsense.split())
+    assert not Path("runs").exists()
+
+
+def test_a_pretrained_model_that_sees_other_pictures_is_refused(tiny):
+    trained(tiny("--name", "first", "--pretrain-steps", 1, "--sft-steps", 0))
+    refused("pictures of 64 pixels, not 128", tiny, "--name", "second", "--image-size", 128,
+            "--pretrained", "runs/first/pretrained.pt")
+    assert os.listdir("runs") == ["first"]

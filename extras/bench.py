@@ -1,0 +1,232 @@
+"""How fast is it, and where does the time go? Read after everything else.
+
+    python -m extras.bench                                   one table, in under two minutes
+    python -m extras.bench --device cuda -- --preset base    options after -- go to train.py
+
+Machines are noisy: close other programs. Each figure is a median, with the smallest and the largest
+value; what is compared is measured in turn, A B A B.
+"""
+import argparse
+import json
+import resource
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from threading import get_ident
+from time import perf_counter
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+import train
+from data import draw, make_scene
+from extras.compare import machine, table
+from mma import IMAGE, TEXT, attention_mask
+from model import MultimodalGPT, answer, autocast, pick_device
+
+PARTS = ("data", "mask", "ViT forward", "decoder forward", "backward", "optimizer")
+WARMUP = 2  # repetitions that are not counted
+NEW = 32  # tokens that are generated
+
+
+def now(device):
+    """Seconds, after the device has done all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return perf_counter()
+
+
+def seconds(device, function):
+    started = now(device)
+    function()
+    return now(device) - started
+
+
+def in_turn(device, functions, repetitions):
+    """Run functions A B A B ... -> for each the list of its seconds."""
+    taken = [[seconds(device, f) for f in functions] for _ in range(WARMUP + repetitions)]
+    return list(zip(*taken[WARMUP:]))
+
+
+class TimedModel(MultimodalGPT):
+    def mask(self, modality, generated, layer):
+        self.lap("decoder forward")
+        mask = super().mask(modality, generated, layer)
+        self.lap("mask")
+        return mask
+
+
+class TimedTrainer(train.Trainer):
+    """A copy of a Trainer that measures the parts of a step; on a GPU the waiting makes it slower."""
+
+    def __init__(self, trainer):
+        model = TimedModel(trainer.model.config)
+        super().__init__(trainer.options, trainer.folder, model, trainer.tokenizer, trainer.splits)
+        self.last, self.laps, model.lap = {}, [], self.lap
+        model.register_forward_pre_hook(lambda *_: self.lap("data"))
+        model.vit.register_forward_pre_hook(lambda *_: self.lap("decoder forward"))
+        model.vit.register_forward_hook(lambda *_: self.lap("ViT forward"))
+        model.register_forward_hook(lambda *_: self.lap("decoder forward"))
+
+    def lap(self, part):
+        """Give the time since this thread's last lap to a part; None: to no part."""
+        thread, this = get_ident(), now(self.device)
+        self.laps.append((part, this - self.last.get(thread, this)))
+        self.last[thread] = this
+
+    def begin(self, stage):
+        super().begin(stage)
+        for optimizer in self.optimizers:
+            optimizer.register_step_pre_hook(lambda *_: self.lap(None))
+            optimizer.register_step_post_hook(lambda *_: self.lap("optimizer"))
+
+    def backward(self, indices, tokens):
+        self.lap(None)
+        loss = super().backward(indices, tokens)
+        self.lap("backward")
+        return loss
+
+    def timed_step(self):
+        """A training step -> part -> its share of the step in percent, the mean over the threads."""
+        self.laps = []
+        whole = seconds(self.device, self.train_step) * self.halves  # of all threads
+        taken = {part: sum(lap for name, lap in self.laps if name == part) for part in PARTS}
+        return {part: 100 * lap / whole for part, lap in taken.items()}
+
+
+def count_flop(trainer, indices):
+    """FLOP of forward and backward for some rows, halved as in a training step."""
+    aten = torch.ops.aten
+    formulas = {  # of the CPU's attention; torch lacks them
+        aten._scaled_dot_product_flash_attention_for_cpu:
+            lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward:
+            lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v)}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        for half in np.array_split(indices, trainer.halves):
+            trainer.backward(half, tokens=1)
+    trainer.model.zero_grad()
+    return counter.get_total_flops()
+
+
+def matmul_rates(trainer):
+    """FLOP/s of the MLP's matrix product alone, in halves side by side as in a step -> list."""
+    rows, D = trainer.data.batch(trainer.batches[0])["ids"].numel(), trainer.model.config.width
+    x = torch.randn(rows // trainer.halves, D, device=trainer.device)
+    w = torch.randn(D, 4 * D, device=trainer.device)
+    with autocast(trainer.device, not trainer.options.float32):
+        dtype = (x @ w).dtype
+    x, w = x.to(dtype), w.to(dtype)
+    products = [lambda: list(trainer.pool.map(lambda _: [x @ w for _ in range(20)], range(trainer.halves)))]
+    [taken] = in_turn(trainer.device, products, 10)
+    return [20 * 2 * rows * w.numel() / s for s in taken]
+
+
+# Figures: each function yields (name, unit, list of values).
+
+def stage_figures(trainer, timed, stage, steps):
+    """Steps a second, the parts of a step, and MFU: the share of the machine's own rate."""
+    trainer.begin(stage)
+    timed.begin(stage)
+    rates, whole, flop, shares = matmul_rates(trainer), [], [], []
+    for step in range(WARMUP + steps):
+        trainer.step = timed.step = step
+        whole.append(seconds(trainer.device, trainer.train_step))
+        shares.append(timed.timed_step())
+        flop.append(count_flop(trainer, trainer.batches[step]))
+    whole, shares, flop = whole[WARMUP:], shares[WARMUP:], flop[WARMUP:]
+    rates += matmul_rates(trainer)  # before and after, as other programs may come and go
+    yield f"{stage}: steps a second", "", [1 / s for s in whole]
+    for part in PARTS:
+        yield f"{stage}: share of {part}", "%", [parts[part] for parts in shares]
+    yield f"{stage}: share of everything else", "%", [100 - sum(p.values()) for p in shares]
+    yield f"{stage}: model FLOP a step", "GFLOP", [f / 1e9 for f in flop]
+    yield f"{stage}: matrix-multiply rate", "GFLOP/s", [rate / 1e9 for rate in rates]
+    yield f"{stage}: MFU", "%", [100 * f / s / max(rates) for f, s in zip(flop, whole)]
+
+
+def mask_figures(trainer, steps):
+    """What a mask costs."""
+    def step(attention):
+        trainer.model.attention = attention
+        trainer.train_step()
+
+    causal, mma = in_turn(trainer.device, [lambda: step("causal"), lambda: step("mma")], steps)
+    yield "step time, mma / causal", "", [m / c for c, m in zip(causal, mma)]
+    modality = torch.full((64, 512), TEXT, device=trainer.device)
+    modality[:, 1:257] = IMAGE
+    generated = torch.zeros_like(modality, dtype=torch.bool)
+    generated[:, 400:] = True
+    [taken] = in_turn(trainer.device, [lambda: attention_mask(modality, generated)], 15)
+    yield "mask of 64 x 512 positions", "ms", [1000 * s for s in taken]
+
+
+@torch.inference_mode()
+def generate_uncached(model, images, ids, modality, image_index):
+    """What `model.generate` returns, by a pass over the whole row for each of NEW tokens."""
+    prompt = ids.shape[1]
+    for _ in range(NEW):
+        generated = (torch.arange(ids.shape[1], device=ids.device) >= prompt).expand_as(ids)
+        logits, _ = model(images, ids, modality, generated, image_index=image_index)
+        ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+        modality = F.pad(modality, (0, 1), value=TEXT)
+    return ids[:, prompt:]
+
+
+def other_figures(trainer):
+    """Generation, evaluation, drawing, memory."""
+    model, device = trainer.model, trainer.device
+    for rows in (1, 64):
+        batch = {name: x.to(device) for name, x in trainer.data.batch(range(rows), True).items()}
+        prompt, index = [batch[name] for name in ("images", "ids", "modality")], batch["image_index"]
+        with autocast(device):
+            cached, uncached = in_turn(device, [
+                lambda: model.generate(*prompt, NEW, -1, index),
+                lambda: generate_uncached(model, *prompt, index)], 3)
+        yield f"generation, batch {rows}: tokens a second", "", [rows * NEW / s for s in cached]
+        yield f"generation, batch {rows}: uncached", "", [rows * NEW / s for s in uncached]
+        yield f"generation, batch {rows}: ratio", "", [u / c for u, c in zip(uncached, cached)]
+    # Two tokens, "yes" or "no" and the end, as a trained model answers POPE.
+    [taken] = in_turn(device, [lambda: answer(model, trainer.val, max_new_tokens=2)], 3)
+    yield "POPE: questions a second", "", [len(trainer.val.examples) / s for s in taken]
+    [taken] = in_turn(device, [lambda: [draw(make_scene(seed)) for seed in range(500)]], 5)
+    yield "drawing: scenes a second", "", [500 / s for s in taken]
+    peak = (torch.cuda.max_memory_allocated() if device.type == "cuda"
+            else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # in KiB on Linux
+    yield "peak memory", "MB", [peak / 1e6]
+
+
+def show(unit, values):
+    """-> "median unit (smallest to largest)", in three digits or without a fraction."""
+    middle, small, large = (f"{v:,.0f}" if abs(v) >= 100 else f"{v:.3g}"
+                            for v in (median(values), min(values), max(values)))
+    return " ".join(filter(None, (middle, unit, f"({small} to {large})")))
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
+    add("--steps", type=train.at_least(1), default=15, help="training steps a stage (default: 15)")
+    add("--json", metavar="FILE", type=Path, help="write every value there, too")
+    add("train", nargs="*", help="after --: options of train.py, such as -- --preset base")
+    options = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        device = str(pick_device(options.device))
+        arguments = [*options.train, "--device", device, "--name", f"{folder}/bench"]
+        trainer = train.start(train.parse(["--scenes", "1000", *arguments]))
+    timed, where = TimedTrainer(trainer), machine(trainer.device)
+    figures = [*stage_figures(trainer, timed, "pretrain", options.steps),
+               *stage_figures(trainer, timed, "sft", options.steps),
+               *mask_figures(trainer, options.steps), *other_figures(trainer)]
+    rows = [[name, show(unit, values)] for name, unit, values in figures]
+    print(f"{where}\n\n" + table(["figure", "median (smallest to largest)"], rows))
+    if options.json:
+        options.json.write_text(json.dumps({"machine": where, "figures": figures}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
