@@ -220,7 +220,7 @@ def read_entries(path):
         texts = [entry.get(key, "") for key in ("image", "question", "answer", "caption", "kind")]
         whole = {"caption", "objects"} & entry.keys() or {"question", "answer"} <= entry.keys()
         if not (whole and texts[0] and isinstance(names, list)
-                and all(isinstance(text, str) for text in texts + names)):
+                and all(isinstance(text, str) for text in texts + names) and all(names)):
             raise SystemExit(f'{where}: "image" is wanted, with "question" and "answer", or '
                              '"caption", or "objects" (a list), all of them texts')
         check_inside(where, path.parent, entry["image"])
@@ -230,12 +230,12 @@ def read_entries(path):
 
 def check_inside(where, folder, name):
     """SystemExit unless a file lies in the folder, also after following links."""
-    if "\0" in name or not (folder / name).resolve().is_relative_to(folder.resolve()):
+    if not name.isprintable() or not (folder / name).resolve().is_relative_to(folder.resolve()):
         raise SystemExit(f"{where}: {name!r} is outside {folder}, and is not read")
 
 
 def read_folder(folder, size, seed=0):
-    """A folder of your own pictures -> (train, val), two Splits with size x size pixels a picture.
+    """A folder of your own pictures, size x size pixels each -> (train, val), two Splits.
 
     Without val.jsonl a tenth of the pictures, chosen by a hash of their names, is held out.
     """
@@ -245,18 +245,19 @@ def read_folder(folder, size, seed=0):
         val = read_entries(folder / "val.jsonl")
     else:
         names = {entry["image"] for entry in train}
-        shuffled = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-        held_out = set(shuffled[:max(1, len(names) // 10)])
+        by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+        held_out = set(by_hash[:max(1, len(names) // 10)])
         val = [entry for entry in train if entry["image"] in held_out]
         train = [entry for entry in train if entry["image"] not in held_out]
-    if not train or not val:
-        raise SystemExit(f"{folder}: there must be pictures to train on and others to validate on")
-    return tuple(make_split(folder, part, entries, size, seed)
-                 for part, entries in (("train", train), ("val", val)))
+    known = sorted({name for entry in train + val for name in entry.get("objects", [])})
+    return (make_split(folder, "train", train, size, known, seed),
+            make_split(folder, "val", val, size, known, seed))
 
 
-def make_split(folder, part, entries, size, seed):
-    """Entries of a .jsonl file -> Split."""
+def make_split(folder, part, entries, size, known, seed):
+    """Entries of a .jsonl file -> Split. known: the names of all objects in the data."""
+    if not entries:
+        raise SystemExit(f"{folder}: no pictures for {part}; more are wanted")
     names = list(dict.fromkeys(entry["image"] for entry in entries))
     images, names = load_pictures(folder, names, size, folder / f".{part}-{size}px.npz")
     index = {name: i for i, name in enumerate(names)}
@@ -265,13 +266,13 @@ def make_split(folder, part, entries, size, seed):
         i = index.get(entry["image"])
         if i is None:
             continue  # unreadable, as `load_pictures` said
-        split.objects[i].extend(entry.get("objects", []))
+        split.objects[i][:] = dict.fromkeys(split.objects[i] + entry.get("objects", []))
         if "caption" in entry:
             split.captions.append(Example(i, None, entry["caption"], "caption"))
         if "question" in entry:
             kind = entry.get("kind", "question")
             split.questions.append(Example(i, entry["question"], entry["answer"], kind))
-    rng, known = Random(seed), sorted(set().union(*split.objects))
+    rng = Random(seed)
     for i, present in enumerate(split.objects):
         absent = [name for name in known if name not in present]
         rng.shuffle(absent)
@@ -300,7 +301,7 @@ def load_pictures(folder, names, size, kept):
     Decoded once: the file `kept` holds them for the next time, as long as no picture changes.
     """
     paths = [folder / name for name in names]
-    dates = [(path.stat().st_size, path.stat().st_mtime) for path in paths if path.is_file()]
+    dates = [(path.stat().st_size, path.stat().st_mtime) for path in paths if os.path.isfile(path)]
     key = hashlib.sha256(repr((names, dates)).encode()).hexdigest()
     if not kept.exists() or np.load(kept)["key"] != key:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -328,7 +329,7 @@ class Dataset:
     """
 
     def __init__(self, examples, images, tokenizer, config, order="image-first"):
-        """order: text-first puts the question before the picture; dual does so in every other row."""
+        """order: one of ORDERS; dual puts the question first in every other row."""
         self.images, self.tokenizer, self.config = images, tokenizer, config
         self.examples, self.rows, self.prompt_lengths = [], [], []
         for i, example in enumerate(examples):

@@ -3,8 +3,7 @@
     python -m extras.bench                                   one table, in under two minutes
     python -m extras.bench --device cuda -- --preset base    options after -- go to train.py
 
-Machines are noisy: close other programs. Each figure is a median, with the smallest and the largest
-value; what is compared is measured in turn, A B A B.
+Close other programs: timings are noisy. What is compared is measured in turn, A B A B.
 """
 import argparse
 import json
@@ -38,16 +37,15 @@ def now(device):
     return perf_counter()
 
 
-def seconds(device, function):
-    started = now(device)
-    function()
-    return now(device) - started
-
-
-def in_turn(device, functions, repetitions):
+def in_turn(device, functions, repetitions, warmup=WARMUP):
     """Run functions A B A B ... -> for each the list of its seconds."""
-    taken = [[seconds(device, f) for f in functions] for _ in range(WARMUP + repetitions)]
-    return list(zip(*taken[WARMUP:]))
+    seconds = [[] for _ in functions]
+    for repetition in range(warmup + repetitions):
+        for function, taken in zip(functions, seconds):
+            started = now(device)
+            function()
+            taken.append(now(device) - started)
+    return [taken[warmup:] for taken in seconds]
 
 
 class TimedModel(MultimodalGPT):
@@ -59,7 +57,7 @@ class TimedModel(MultimodalGPT):
 
 
 class TimedTrainer(train.Trainer):
-    """A copy of a Trainer that measures the parts of a step; on a GPU the waiting makes it slower."""
+    """A copy of a Trainer that measures the parts of a step; slower, as it waits for the device."""
 
     def __init__(self, trainer):
         model = TimedModel(trainer.model.config)
@@ -89,21 +87,19 @@ class TimedTrainer(train.Trainer):
         return loss
 
     def timed_step(self):
-        """A training step -> part -> its share of the step in percent, the mean over the threads."""
+        """A training step -> part -> its share of the step in percent, the mean of the threads."""
         self.laps = []
-        whole = seconds(self.device, self.train_step) * self.halves  # of all threads
-        taken = {part: sum(lap for name, lap in self.laps if name == part) for part in PARTS}
-        return {part: 100 * lap / whole for part, lap in taken.items()}
+        [[whole]] = in_turn(self.device, [self.train_step], 1, warmup=0)
+        percent = 100 / (self.halves * whole)
+        return {part: percent * sum(s for name, s in self.laps if name == part) for part in PARTS}
 
 
 def count_flop(trainer, indices):
     """FLOP of forward and backward for some rows, halved as in a training step."""
-    aten = torch.ops.aten
-    formulas = {  # of the CPU's attention; torch lacks them
-        aten._scaled_dot_product_flash_attention_for_cpu:
-            lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward:
-            lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v)}
+    name, aten = "_scaled_dot_product_flash_attention_for_cpu", torch.ops.aten
+    formulas = {  # that torch lacks
+        getattr(aten, name): lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        getattr(aten, name + "_backward"): lambda *x, **_: sdpa_backward_flop_count(*x[:4])}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         for half in np.array_split(indices, trainer.halves):
             trainer.backward(half, tokens=1)
@@ -114,29 +110,27 @@ def count_flop(trainer, indices):
 def matmul_rates(trainer):
     """FLOP/s of the MLP's matrix product alone, in halves side by side as in a step -> list."""
     rows, D = trainer.data.batch(trainer.batches[0])["ids"].numel(), trainer.model.config.width
-    x = torch.randn(rows // trainer.halves, D, device=trainer.device)
-    w = torch.randn(D, 4 * D, device=trainer.device)
+    x, w = (torch.randn(size, device=trainer.device)
+            for size in ((rows // trainer.halves, D), (D, 4 * D)))
     with autocast(trainer.device, not trainer.options.float32):
         dtype = (x @ w).dtype
     x, w = x.to(dtype), w.to(dtype)
-    products = [lambda: list(trainer.pool.map(lambda _: [x @ w for _ in range(20)], range(trainer.halves)))]
-    [taken] = in_turn(trainer.device, products, 10)
-    return [20 * 2 * rows * w.numel() / s for s in taken]
+    halves = [lambda: [x @ w for _ in range(20)]] * trainer.halves
+    side_by_side = [lambda: list(trainer.pool.map(lambda half: half(), halves))]
+    return [20 * 2 * rows * w.numel() / s for s in in_turn(trainer.device, side_by_side, 10)[0]]
 
-
-# Figures: each function yields (name, unit, list of values).
 
 def stage_figures(trainer, timed, stage, steps):
-    """Steps a second, the parts of a step, and MFU: the share of the machine's own rate."""
+    """Yields (name, unit, values). MFU: the share of the machine's own rate."""
     trainer.begin(stage)
     timed.begin(stage)
     rates, whole, flop, shares = matmul_rates(trainer), [], [], []
     for step in range(WARMUP + steps):
         trainer.step = timed.step = step
-        whole.append(seconds(trainer.device, trainer.train_step))
+        whole += in_turn(trainer.device, [trainer.train_step], 1, warmup=0)[0]
         shares.append(timed.timed_step())
         flop.append(count_flop(trainer, trainer.batches[step]))
-    whole, shares, flop = whole[WARMUP:], shares[WARMUP:], flop[WARMUP:]
+    del whole[:WARMUP], shares[:WARMUP], flop[:WARMUP]
     rates += matmul_rates(trainer)  # before and after, as other programs may come and go
     yield f"{stage}: steps a second", "", [1 / s for s in whole]
     for part in PARTS:
@@ -145,22 +139,6 @@ def stage_figures(trainer, timed, stage, steps):
     yield f"{stage}: model FLOP a step", "GFLOP", [f / 1e9 for f in flop]
     yield f"{stage}: matrix-multiply rate", "GFLOP/s", [rate / 1e9 for rate in rates]
     yield f"{stage}: MFU", "%", [100 * f / s / max(rates) for f, s in zip(flop, whole)]
-
-
-def mask_figures(trainer, steps):
-    """What a mask costs."""
-    def step(attention):
-        trainer.model.attention = attention
-        trainer.train_step()
-
-    causal, mma = in_turn(trainer.device, [lambda: step("causal"), lambda: step("mma")], steps)
-    yield "step time, mma / causal", "", [m / c for c, m in zip(causal, mma)]
-    modality = torch.full((64, 512), TEXT, device=trainer.device)
-    modality[:, 1:257] = IMAGE
-    generated = torch.zeros_like(modality, dtype=torch.bool)
-    generated[:, 400:] = True
-    [taken] = in_turn(trainer.device, [lambda: attention_mask(modality, generated)], 15)
-    yield "mask of 64 x 512 positions", "ms", [1000 * s for s in taken]
 
 
 @torch.inference_mode()
@@ -175,16 +153,27 @@ def generate_uncached(model, images, ids, modality, image_index):
     return ids[:, prompt:]
 
 
-def other_figures(trainer):
-    """Generation, evaluation, drawing, memory."""
+def other_figures(trainer, steps):
+    """What the mask costs, generation, evaluation, drawing, memory: yields (name, unit, values)."""
     model, device = trainer.model, trainer.device
+
+    def step(attention):
+        model.attention = attention
+        trainer.train_step()
+
+    causal, mma = in_turn(device, [lambda: step("causal"), lambda: step("mma")], steps)
+    yield "step time, mma / causal", "", [m / c for c, m in zip(causal, mma)]
+    modality = torch.tensor([TEXT] + 256 * [IMAGE] + 255 * [TEXT], device=device).repeat(64, 1)
+    generated = torch.arange(512, device=device).repeat(64, 1) >= 400
+    [taken] = in_turn(device, [lambda: attention_mask(modality, generated)], 15)
+    yield "mask of 64 x 512 positions", "ms", [1000 * s for s in taken]
     for rows in (1, 64):
         batch = {name: x.to(device) for name, x in trainer.data.batch(range(rows), True).items()}
-        prompt, index = [batch[name] for name in ("images", "ids", "modality")], batch["image_index"]
+        prompt = {name: batch[name] for name in ("images", "ids", "modality", "image_index")}
         with autocast(device):
             cached, uncached = in_turn(device, [
-                lambda: model.generate(*prompt, NEW, -1, index),
-                lambda: generate_uncached(model, *prompt, index)], 3)
+                lambda: model.generate(**prompt, max_new_tokens=NEW, end=-1),
+                lambda: generate_uncached(model, **prompt)], 3)
         yield f"generation, batch {rows}: tokens a second", "", [rows * NEW / s for s in cached]
         yield f"generation, batch {rows}: uncached", "", [rows * NEW / s for s in uncached]
         yield f"generation, batch {rows}: ratio", "", [u / c for u, c in zip(uncached, cached)]
@@ -193,8 +182,8 @@ def other_figures(trainer):
     yield "POPE: questions a second", "", [len(trainer.val.examples) / s for s in taken]
     [taken] = in_turn(device, [lambda: [draw(make_scene(seed)) for seed in range(500)]], 5)
     yield "drawing: scenes a second", "", [500 / s for s in taken]
-    peak = (torch.cuda.max_memory_allocated() if device.type == "cuda"
-            else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # in KiB on Linux
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 1024 * kib
     yield "peak memory", "MB", [peak / 1e6]
 
 
@@ -214,14 +203,13 @@ def main():
     add("--json", metavar="FILE", type=Path, help="write every value there, too")
     add("train", nargs="*", help="after --: options of train.py, such as -- --preset base")
     options = parser.parse_args()
+    device = pick_device(options.device)
     with TemporaryDirectory() as folder:
-        device = str(pick_device(options.device))
-        arguments = [*options.train, "--device", device, "--name", f"{folder}/bench"]
-        trainer = train.start(train.parse(["--scenes", "1000", *arguments]))
-    timed, where = TimedTrainer(trainer), machine(trainer.device)
-    figures = [*stage_figures(trainer, timed, "pretrain", options.steps),
-               *stage_figures(trainer, timed, "sft", options.steps),
-               *mask_figures(trainer, options.steps), *other_figures(trainer)]
+        own = ["--device", str(device), "--name", f"{folder}/bench"]
+        trainer = train.start(train.parse(["--scenes", "1000", *options.train, *own]))
+    timed, steps, where = TimedTrainer(trainer), options.steps, machine(device)
+    figures = [*stage_figures(trainer, timed, "pretrain", steps),
+               *stage_figures(trainer, timed, "sft", steps), *other_figures(trainer, steps)]
     rows = [[name, show(unit, values)] for name, unit, values in figures]
     print(f"{where}\n\n" + table(["figure", "median (smallest to largest)"], rows))
     if options.json:

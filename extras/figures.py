@@ -32,7 +32,7 @@ def font(size):
 
 def printable(text):
     """Text from a stranger, harmless on a terminal: control characters and the like as \\x1b."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def newest_run():

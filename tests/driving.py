@@ -68,7 +68,8 @@ def in_process(folder, output, arguments, rank=None, port=None, sgd=False):
     """
     os.chdir(folder)
     if rank is not None:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+        os.environ.update(RANK=str(rank), WORLD_SIZE="2")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         train.RANK, train.WORLD = rank, 2  # read when the module was imported
     printed = os.open(output.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT)
     os.dup2(printed, 1)

@@ -141,7 +141,10 @@ class Mixed(MultimodalGPT):
     """Another mask in each layer, and positions that count backward."""
 
     def mask(self, modality, generated, layer):
-        return attention_mask(modality, generated, ("mma", "causal", "prefix")[layer])
+        mask = attention_mask(modality, generated, ("mma", "causal", "prefix")[layer])
+        if layer == 1:  # generated tokens do not see pictures
+            mask &= ~(generated[:, None, :, None] & (modality == IMAGE)[:, None, None, :])
+        return mask
 
     def positions(self, modality):
         return 63 - super().positions(modality)
@@ -150,9 +153,11 @@ class Mixed(MultimodalGPT):
 def test_a_subclass_with_its_own_masks_and_positions_uses_them_in_forward_and_generate():
     model, images, rows = make_model(Mixed), pictures(1), read_rows("uiiiiqAwe")
     ids, modality, generated = rows
+    masks = [attention_mask(*rows[1:], attention) for attention in ("mma", "causal", "prefix")]
+    masks[1][0, 0, 6, 1:5] = False
     x = model.embed(images, ids, modality) + model.position.weight[63 - torch.arange(9)]
-    for block, attention in zip(model.blocks, ("mma", "causal", "prefix")):
-        x = block(x, attention_mask(modality, generated, attention))
+    for block, mask in zip(model.blocks, masks):
+        x = block(x, mask)
     torch.testing.assert_close(model(images, *rows)[0], model.logits(x))
     got = model.generate(images, ids, modality, 8, END, None, generated)
     assert torch.equal(got, dull_generate(model, images, ids, modality, 8, None, generated))
@@ -162,7 +167,7 @@ def test_generation_stops_when_every_row_has_ended():
     model, images = make_model(), pictures(3)
     ids, modality, _ = read_rows("uiiiiqw", "uiiiiwe", "uiiiiee")
     free = model.generate(images, ids, modality, 8, end=-1).tolist()
-    end = free[0][1]  # the second token of the first row
+    end = free[0][2]  # the third token of the first row
     stops = [row.index(end) + 1 if end in row else 8 for row in free]
     wanted = [(row[:stop] + [end] * 8)[:max(stops)] for row, stop in zip(free, stops)]
     assert model.generate(images, ids, modality, 8, end).tolist() == wanted

@@ -295,7 +295,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_it_to_be_resumed(tin
 # Several processes.
 
 def test_two_processes_train_as_one_does(tmp_path):
-    """With SGD: Muon computes in bfloat16, and Adam divides by tiny numbers; both magnify rounding."""
+    """With SGD: Muon computes in bfloat16, Adam divides by tiny numbers; both magnify rounding."""
     options = [*TINY, "--batch-size", 6, "--questions", 3]  # 9 questions: no equal halves
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -316,9 +316,9 @@ def test_two_processes_train_as_one_does(tmp_path):
 def test_torchrun_trains_with_two_processes(tmp_path):
     found = []
     for n in "12":
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
-        done = subprocess.run([*command, train.__file__, *TINY, "--name", n], cwd=tmp_path, timeout=100,
-                              capture_output=True, text=True)
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command = [*torchrun, f"--nproc_per_node={n}", train.__file__, *TINY, "--name", n]
+        done = subprocess.run(command, cwd=tmp_path, timeout=100, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         found.append(losses(tmp_path / "runs" / n))
     assert len(found[0]) == 2 and found[1] == pytest.approx(found[0], rel=1e-3)
@@ -366,7 +366,7 @@ def test_a_file_that_is_no_checkpoint_of_this_program_is_refused(tiny):
     checkpoint = torch.load(path)
     config, words, weights = (checkpoint[name] for name in ("config", "words", "weights"))
     for foreign in ([1, 2], {"a": torch.ones(3)}, weights,
-                    {**checkpoint, "weights": {name: weight.mT for name, weight in weights.items()}},
+                    {**checkpoint, "weights": {name: w[None] for name, w in weights.items()}},
                     {**checkpoint, "config": {**config, "width": 64}},
                     {**checkpoint, "config": {**config, "layers": 2}},
                     {**checkpoint, "config": {**config, "depth": 2}},
