@@ -335,7 +335,8 @@ def answer(model, dataset, max_new_tokens=8, batch_size=256):
         images, ids, modality, image_index = (
             batch[name].to(device) for name in ("images", "ids", "modality", "image_index"))
         with autocast(device):
-            new = model.generate(images, ids, modality, max_new_tokens, EOS_ID, image_index)
+            most = min(max_new_tokens, model.config.context - ids.shape[1])
+            new = model.generate(images, ids, modality, most, EOS_ID, image_index)
         return [dataset.tokenizer.decode(row) for row in new.tolist()]
 
     with threads(device) as pool:

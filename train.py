@@ -123,11 +123,11 @@ def load(path, device="cpu"):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         with torch.device("meta"):  # takes no memory: the weights come from the file
             model = MultimodalGPT(Config(**checkpoint["config"]))
-        model.attention = checkpoint["options"]["attention"]
+        model.attention = KINDS[KINDS.index(checkpoint["options"]["attention"])]
         model.load_state_dict(checkpoint["weights"], assign=True)
         tokenizer = Tokenizer(checkpoint["words"])
     except Exception as error:  # damaged files raise nearly every kind there is
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = repr(str(error))[:200]
         raise SystemExit(f"{path}: damaged, or no checkpoint of this program ({reason})")
     return model.to(device).eval(), tokenizer, checkpoint
 

@@ -22,11 +22,11 @@ from PIL import Image, ImageDraw
 from data import FIRST_SEED, Dataset, Example, load_picture, make_scene
 from extras.figures import INK, PAPER, draw_scene, font, newest_run, printable, write
 from mma import IMAGE
-from model import SPECIALS, answer, pick_device
+from model import EOS_ID, SPECIALS, pick_device
 from train import at_least, load
 
 NEW_TOKENS = 16  # of an answer, at most
-PANEL, GAP, TOP, ROW = 320, 24, 122, 406  # pixels; TOP: above the first row of panels
+PANEL, GAP, MARGIN, ROW = 320, 24, 60, 406  # pixels; MARGIN: for the question; ROW: a whole row
 
 
 class Look(NamedTuple):
@@ -72,20 +72,21 @@ def look(name, run, picture, question):
     room = model.config.context - model.config.image_tokens - NEW_TOKENS - 2  # <user>, <assistant>
     if (length := len(tokenizer.encode(question))) > room:
         raise SystemExit(f"the question has {length} tokens, more than the {room} that fit {name}")
-    dataset = Dataset([Example(0, question, "", "")], picture[None], tokenizer, model.config,
-                      checkpoint["options"]["order"])
-    batch = dataset.batch([0], prompts_only=True)
-    batch = {key: tensor.to(model.token.weight.device) for key, tensor in batch.items()}
+    example, order = Example(0, question, "", ""), checkpoint["options"]["order"]
+    dataset = Dataset([example], picture[None], tokenizer, model.config, order)
+    prompt, device = dataset.batch([0], prompts_only=True), model.token.weight.device
+    batch = {key: tensor.to(device) for key, tensor in prompt.items()}
     ids, image = batch["ids"][0], batch["modality"][0] == IMAGE
     logits, weights = watched_forward(model, batch)
     # The answer's first token is predicted from the last position of the prompt.
     likely, to_image = logits[-1].softmax(-1), weights[:, -1, image].mean(0)
     yes, no = (likely[tokenizer.encode(word)[0]].item() for word in ("yes", "no"))
+    new = model.generate(batch["images"], ids[None], batch["modality"], NEW_TOKENS, EOS_ID)[0]
     words = [tokenizer.decode([i]).strip() for i in ids.tolist()]
     is_word = torch.tensor([word[:1].isalnum() for word in words], device=ids.device)
     to_words = weights[0][image] * (is_word if is_word.any() else ids >= len(SPECIALS))  # (n, T)
     best = int(to_words.amax(0).argmax())  # mostly an object's name
-    return Look(name, answer(model, dataset, NEW_TOKENS)[0], yes, no, printable(words[best]),
+    return Look(name, tokenizer.decode(new.tolist()), yes, no, printable(words[best]),
                 to_words[:, best].cpu().numpy(), to_image.cpu().numpy())
 
 
@@ -104,8 +105,7 @@ def spotlight(picture, weights, most):
 
 def draw_looks(picture, question, looks):
     """A row for each model: the picture, then twice in the light of attention."""
-    height = TOP + (len(looks) - 1) * ROW + PANEL + GAP
-    whole = Image.new("RGB", (3 * PANEL + 4 * GAP, height), PAPER)
+    whole = Image.new("RGB", (3 * PANEL + 4 * GAP, len(looks) * ROW + MARGIN), PAPER)
     pen = ImageDraw.Draw(whole)
     pen.text((GAP, 18), printable(question)[:64], INK, font(30))
     most_word = max(one.to_word.max() for one in looks) or 1
@@ -117,7 +117,7 @@ def draw_looks(picture, question, looks):
         panels = (Image.fromarray(picture), spotlight(picture, one.to_word, most_word),
                   spotlight(picture, one.to_image, most_image))
         for column, (title, panel) in enumerate(zip(titles, panels)):
-            x, y = GAP + column * (PANEL + GAP), TOP + i * ROW
+            x, y = GAP + column * (PANEL + GAP), (i + 1) * ROW + MARGIN - PANEL - GAP
             title = textwrap.fill(title, 34, max_lines=2, placeholder=" ...")
             pen.text((x, y - 10), title, INK, font(18), anchor="ld")
             whole.paste(panel, (x, y))
@@ -130,8 +130,9 @@ def choose_picture(options):
         if isinstance(problem := load_picture(options.image, PANEL), str):
             raise SystemExit(printable(problem))
         return lambda size: load_picture(options.image, size)
-    print(f"picture: test scene {options.scene} (--scene {options.scene} shows it again)")
-    return lambda size: draw_scene(make_scene(FIRST_SEED["test"] + options.scene), size)
+    n = random.randrange(1000) if options.scene is None else options.scene
+    print(f"picture: test scene {n} (--scene {n} shows it again)")
+    return lambda size: draw_scene(make_scene(FIRST_SEED["test"] + n), size)
 
 
 def ask(runs, show, question, out):
@@ -165,8 +166,7 @@ def main():
     add, source = parser.add_argument, parser.add_mutually_exclusive_group()
     add("runs", nargs="*", metavar="RUN", help="run folder or checkpoint (default: the newest run)")
     source.add_argument("--image", metavar="FILE", help="a picture of yours")
-    source.add_argument("--scene", metavar="N", type=at_least(0), help="test scene N (default: any)")
-    parser.set_defaults(scene=random.randrange(1000))
+    source.add_argument("--scene", metavar="N", type=at_least(0), help="test scene (default: any)")
     add("--question", metavar="TEXT", help="ask this and end (default: ask again and again)")
     add("--out", metavar="FILE", default="sample.png", help="what to draw (default: sample.png)")
     add("--device", help="cpu, cuda, mps, ... (default: the best there is)")

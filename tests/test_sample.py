@@ -12,7 +12,8 @@ from PIL import Image
 from data import draw, make_scene
 from extras import sample
 from mma import IMAGE, TEXT, attention_mask
-from model import ASSISTANT_ID, IMAGE_ID, USER_ID, Attention, Config, MultimodalGPT, Tokenizer
+from model import (ASSISTANT_ID, EOS_ID, IMAGE_ID, USER_ID, Attention, Config, MultimodalGPT,
+                   Tokenizer)
 
 QUESTION = "Is there a boat in the image?"
 PICTURE = draw(make_scene(0))
@@ -41,17 +42,15 @@ def save_run(name="run", stage="sft", **about):
 
 @pytest.fixture
 def program(tmp_path, monkeypatch, capsys):
-    """program(*arguments, typed=b"") -> (exit code or message, what was printed)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, typed=b""):
         monkeypatch.setattr("sys.argv", ["sample", "--device", "cpu", *map(str, arguments)])
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8"))
         try:
-            code = sample.main()
+            return sample.main(), capsys.readouterr().out
         except SystemExit as stop:
-            code = stop.code
-        return code, capsys.readouterr().out
+            return stop.code, capsys.readouterr().out
 
     return run
 
@@ -83,6 +82,8 @@ def test_what_is_shown_is_what_the_model_computes(attention, order, sees):
     likely = model(*inputs, generated)[0][0, -1].softmax(-1)
     yes, no = (likely[tokenizer.encode(word)[0]].item() for word in ("yes", "no"))
     assert (seen.yes, seen.no) == pytest.approx((yes, no), abs=1e-6)
+    new = model.generate(*inputs, sample.NEW_TOKENS, EOS_ID)[0]
+    assert seen.answer == tokenizer.decode(new) != ""
 
     x = model.embed(*inputs) + model.position(model.positions(inputs[2]))
     mask, weights = attention_mask(inputs[2], generated, attention), []
@@ -94,7 +95,8 @@ def test_what_is_shown_is_what_the_model_computes(attention, order, sees):
     np.testing.assert_allclose(seen.to_image, to_image, atol=1e-6)
     if sees:
         token = tokenizer.encode(seen.word if seen.word == "Is" else f" {seen.word}")[0]
-        words = weights[0][first:first + 16, body.index(text[0]) + 1:][:, :7].detach()  # without the "?"
+        start = body.index(text[0]) + 1
+        words = weights[0][first:first + 16, start:start + 7].detach()  # without the "?"
         np.testing.assert_allclose(seen.to_word, words[:, text.index(token)], atol=1e-6)
         assert seen.to_word.max() == pytest.approx(words.max().item())
     assert (seen.to_word > 0).all() == sees
