@@ -24,7 +24,6 @@ ORDERS = ("image-first", "text-first", "dual")  # of picture and question in a r
 
 # One text about one picture, an index into the images; without a prompt the answer is a caption.
 Example = namedtuple("Example", "picture prompt answer kind")
-
 # One part of a data set: images (N, size, size, 3) uint8, two lists of Example, and for each
 # picture the names of the objects in it.
 Split = namedtuple("Split", "images captions questions objects")
@@ -50,7 +49,6 @@ PLACES = ("top-left", "top", "top-right", "left", "center", "right",
 FIRST_SEED = {"train": 0, "val": 100_000_000, "test": 200_000_000}
 NO_YES = ("no", "yes")  # the answer by truth
 QUESTION_KINDS = ("exist", "exist_color", "color", "count", "where", "what", "relation")
-
 Object = namedtuple("Object", "name color place x y size")  # x, y: the center; in pixels
 Scene = namedtuple("Scene", "seed theme objects")  # objects in reading order of their places
 
@@ -84,7 +82,7 @@ SPRITES = Image.open(Path(__file__).parent / "art" / "sprites.png")
 
 @lru_cache(maxsize=None)
 def sprite(name, color, size):
-    """One object as a Pillow image: red of the sheet becomes the color, black becomes INK."""
+    """One object as a Pillow image: the sheet's red becomes the color, its black becomes INK."""
     row, column = divmod(OBJECTS.index(name), 8)
     left, top = 128 * column, 256 + 128 * row
     tile = SPRITES.crop((left, top, left + 128, top + 128)).resize((size, size), Image.BOX)
@@ -179,12 +177,13 @@ def ask(scenes, seed):
 
 def make_world(split, n, seed=0, size=SIZE):
     """The Split of the first n scenes of "train", "val" or "test"; seed varies the questions."""
+    if size % SIZE:
+        raise SystemExit(f"--image-size {size}: the picture world is drawn in multiples of {SIZE}")
     scenes = [make_scene(FIRST_SEED[split] + i) for i in range(n)]
     images = [draw(scene, size) for scene in tqdm(scenes, f"drawing {split}", leave=False)]
     captions = [Example(i, None, caption(scene), "caption") for i, scene in enumerate(scenes)]
-    questions = []
-    for i, asked in enumerate(ask(scenes, seed)):
-        questions += [Example(i, *question) for question in asked]
+    questions = [Example(i, *question) for i, asked in enumerate(ask(scenes, seed))
+                 for question in asked]
     objects = [list(dict.fromkeys(o.name for o in scene.objects)) for scene in scenes]
     return Split(np.stack(images), captions, questions, objects)
 

@@ -1,10 +1,10 @@
 """POPE: how often does the model see objects that are not there? Read `train.py` before.
 
 POPE ("Evaluating Object Hallucination in Large Vision-Language Models", arXiv 2305.10355) asks
-about each picture for three objects that are in it and three that are not. The absent ones are drawn
-at random (`random`), from the most frequent objects (`popular`), or from those that most often stand
-together with one in the picture (`adversarial`): the better a model knows what usually is there,
-the harder not to say yes.
+about each picture for three objects that are in it and three that are not. The absent ones are
+drawn at random (`random`), from the most frequent objects (`popular`), or from those that most
+often stand together with one in the picture (`adversarial`): the better a model knows what usually
+is there, the harder not to say yes.
 
     python eval_pope.py                            the newest run, about its own data
     python eval_pope.py runs/causal-* runs/mma-*   several, one after the other
@@ -25,7 +25,7 @@ SPLITS = ("random", "popular", "adversarial")
 
 
 def build(objects, split, seed=0, pictures=500, least=3):
-    """The POPE questions of one split, as the official builder makes them (AoiDragon/POPE, utils.py).
+    """The POPE questions of one split, made as by the official builder (AoiDragon/POPE, utils.py).
 
     objects: for each picture the names of the objects in it. `pictures` of those that show at least
     `least` are asked about; frequencies are counted over these. Each of the first three objects is
@@ -58,7 +58,7 @@ def build(objects, split, seed=0, pictures=500, least=3):
 def verdict(answer):
     """A free-text answer -> "yes" or "no", by the rule of the official evaluate.py.
 
-    Up to the first full stop, without commas: "no" if one of the words is No, no or not, else "yes".
+    Up to the first full stop, without commas: "no" if a word is No, no or not, else "yes".
     """
     words = answer.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
@@ -108,8 +108,8 @@ def official_questions(paths, folder, size, kept):
     missing = sorted(set(names) - set(there))
     if missing:
         left_out = sum(question["picture"] is None for question in everything)
-        print(f"{folder}: {len(missing)} of {len(names)} pictures are not there, such as {missing[0]}; "
-              f"{left_out:,} of {len(everything):,} questions are left out")
+        print(f"{folder}: {len(missing)} of {len(names)} pictures are not there, such as "
+              f"{missing[0]}; {left_out:,} of {len(everything):,} questions are left out")
     return images, questions
 
 

@@ -78,6 +78,12 @@ class Config:
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size "
                              f"{self.patch_size}")
+        if self.window < self.patch_size or (self.window - self.patch_size) % 2:
+            raise ValueError(f"window {self.window} must be patch_size {self.patch_size} plus an "
+                             "even margin")
+        if self.image_tokens >= self.context:
+            raise ValueError(f"{self.image_tokens} image tokens leave no room for text in a "
+                             f"context of {self.context}")
 
     @property
     def image_tokens(self):

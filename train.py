@@ -89,8 +89,9 @@ def parse(arguments=None):
     add("--float32", action="store_true", help="no bfloat16, even where that is faster")
     add("--save-every", type=share, default=60, help="seconds between two checkpoints")
     options = parser.parse_args(arguments)
-    given = sys.argv[1:] if arguments is None else arguments
-    if options.resume and len(given) > 2:
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    resume = options.resume
+    if resume and given not in (["--resume", resume], [f"--resume={resume}"]):
         parser.error("--resume takes no other option: a run goes on with those it was started with")
     parser.set_defaults(**PRESETS[options.preset])
     return parser.parse_args(arguments)
@@ -126,6 +127,8 @@ def load(path, device="cpu"):
         model.attention = KINDS[KINDS.index(checkpoint["options"]["attention"])]
         model.load_state_dict(checkpoint["weights"], assign=True)
         tokenizer = Tokenizer(checkpoint["words"])
+        if len(tokenizer.pieces) != model.config.vocab_size:
+            raise ValueError("vocabulary and configuration differ")
     except Exception as error:  # damaged files raise nearly every kind there is
         reason = repr(str(error))[:200]
         raise SystemExit(f"{path}: damaged, or no checkpoint of this program ({reason})")
@@ -305,7 +308,7 @@ def load_splits(options):
 def start(options):
     """A Trainer for a new run."""
     folder = Path("runs") / (options.name or f"{options.attention}-seed{options.seed}")
-    if folder.exists() and RANK == 0:
+    if (folder / "model.pt").exists() and RANK == 0:
         raise SystemExit(f"{folder} exists: give another --name, or go on with --resume {folder}")
     splits = train, _ = load_splits(options)
     if not train.captions:
@@ -325,11 +328,14 @@ def start(options):
         tokenizer = Tokenizer.build(text for e in examples for text in (e.prompt or "", e.answer))
         sizes = {name: getattr(options, name) for name in SIZES}
         torch.manual_seed(options.seed)
-        model = MultimodalGPT(Config(len(tokenizer.pieces), **sizes))
+        try:
+            model = MultimodalGPT(Config(len(tokenizer.pieces), **sizes))
+        except ValueError as error:
+            raise SystemExit(f"these sizes do not fit together: {error}")
     trainer = Trainer(options, folder, model, tokenizer, splits)
     trainer.begin("pretrain" if options.pretrain_steps else "sft")
     if RANK == 0:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     trainer.save()  # from now on there is something to resume
     return trainer
 
@@ -364,6 +370,7 @@ def main():
     if RANK == 0:
         print(f"\nnext: python eval_pope.py {trainer.folder}")
     if WORLD > 1:
+        del trainer  # DistributedDataParallel must be gone before its group
         dist.destroy_process_group()
 
 

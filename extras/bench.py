@@ -210,7 +210,7 @@ def main():
     timed, steps, where = TimedTrainer(trainer), options.steps, machine(device)
     figures = [*stage_figures(trainer, timed, "pretrain", steps),
                *stage_figures(trainer, timed, "sft", steps), *other_figures(trainer, steps)]
-    print(f"{where}\n\n" + table([{"figure": name, "median (smallest to largest)": show(unit, values)}
+    print(f"{where}\n\n" + table([{"figure": name, "median (min to max)": show(unit, values)}
                                    for name, unit, values in figures]))
     if options.json:
         options.json.write_text(json.dumps({"machine": where, "figures": figures}, indent=1) + "\n")

@@ -4,13 +4,11 @@
     python -m extras.compare --seeds 0 -- --sft-steps 2400    options after -- go to train.py
     python -m extras.compare --table                          the tables of all finished runs
 
-Each seed is pre-trained once and its rows are fine-tuned from there, on the same data, for the same
-steps. A run that ends adds a line to results/runs.jsonl. Stop it at any time: the same command goes
-on, and finished runs are skipped.
+Each seed is pre-trained once, and its rows are fine-tuned from there on the same data. A finished
+run adds a line to results/runs.jsonl. Stop at any time: the same command skips finished runs.
 """
 import argparse
 import json
-import platform
 import re
 from pathlib import Path
 from statistics import median
@@ -33,6 +31,7 @@ ROWS = {  # name -> options of train.py; as in Table 1 of the paper
 }
 OWN = {"--attention", "--order", "--seed", "--name", "--pretrained"}  # not for the user to set
 RUNS = Path("results/runs.jsonl")
+SCENES = 1000  # test scenes; POPE asks about 500 of them
 MIX = "default"  # of the questions in data.py; the runs of commit a0f1923 had another one
 SETTINGS = ("steps", "learning_rate", "mix", "data", "options")  # equal for all rows of a table
 SFT_ONLY = ("attention", "order", "questions", "sft_steps", "sft_lr", "train_vit")
@@ -42,18 +41,16 @@ def changed(arguments, without):
     """Options of train.py -> dict of those that differ from the default and change the result."""
     options = vars(train.parse(arguments))
     default = vars(train.parse(["--preset", options["preset"]])) | {"preset": "tiny"}
-    without = (*without, "name", "seed", "device", "save_every")
-    return {key: options[key] for key in options
-            if options[key] != default[key] and key not in without}
+    kept = sorted(options.keys() - {*without, "name", "seed", "device", "save_every"})
+    return {key: options[key] for key in kept if options[key] != default[key]}
 
 
 def trained(kind, seed, options, arguments):
     """Train a run, or finish it, or find it finished -> its folder. options: part of its name."""
     words = [f"compare-{kind}-seed{seed}", *(f"{key}-{value}" for key, value in options.items())]
-    name = re.sub(r"[^\w.]+", "-", "-".join(words))
-    folder = Path("runs") / name
+    folder = Path("runs") / re.sub(r"[^\w.]+", "-", "-".join(words))
     if not folder.exists():
-        train.start(train.parse([*arguments, "--seed", str(seed), "--name", name])).train()
+        train.start(train.parse([*arguments, "--seed", str(seed), "--name", folder.name])).train()
     elif not train.load(folder)[2]["finished"]:
         train.resume(folder).train()
     return folder
@@ -63,8 +60,8 @@ def fine_tuned(seed, arguments):
     """Pre-train a seed unless that is done, and fine-tune it -> the folder of the run."""
     options, kind = changed(arguments, SFT_ONLY), train.parse(arguments).attention
     start = trained("pretrained", seed, options, [*arguments, "--sft-steps", "0"])
-    own = ["--pretrained", str(start / "model.pt")]
-    return trained(kind, seed, changed(arguments, ["attention"]), [*arguments, *own])
+    arguments = [*arguments, "--pretrained", str(start / "model.pt")]
+    return trained(kind, seed, changed(arguments, ["attention", "pretrained"]), arguments)
 
 
 def take_off(curve, least=0.6):
@@ -73,14 +70,14 @@ def take_off(curve, least=0.6):
     return next((step for step, _ in curve if step > low), None)
 
 
-def measured(folder, device, scenes):
+def measured(folder, device):
     """Ask a finished run -> the figures of its line in the results."""
     run = train.load(folder, device)
-    figures = ask_own(run, scenes)
+    figures = ask_own(run, SCENES)
     if "random" not in figures:
         raise SystemExit(f"{folder}: its data name no objects, so POPE has nothing to ask about")
-    log = [line for line in run[2]["log"] if line["stage"] == "sft" and "accuracy" in line]
-    curve = [[line["step"], line["accuracy"].get("exist", 0)] for line in log]
+    curve = [[line["step"], line["accuracy"].get("exist", 0)] for line in run[2]["log"]
+             if line["stage"] == "sft" and "accuracy" in line]
     return {"split": "test", **{split: figures[split]["accuracy"] for split in SPLITS},
             "yes_ratio": {split: figures[split]["yes_ratio"] for split in SPLITS},
             "take_off": take_off(curve), "kinds": figures["kinds"], "curve": curve}
@@ -94,21 +91,16 @@ def commit():
 
 def machine(device):
     """The machine in one line."""
-    cpu = getoutput("sed -n 's/^model name.*: //p' /proc/cpuinfo 2>/dev/null").split("\n")[0]
-    name = torch.cuda.get_device_name() if device.type == "cuda" else cpu or platform.machine()
+    name = getoutput("sed -n 's/^model name.*: //p' /proc/cpuinfo 2>/dev/null").split("\n")[0]
+    name = torch.cuda.get_device_name() if device.type == "cuda" else name or "CPU"
     return f"{name}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}"
 
 
-def read_runs(path):
-    """A file of results -> list of dicts, one a run."""
-    return [line for _, line in read_lines(path)] if path.exists() else []
-
-
-def queue(rows, seeds, extra, path, scenes):
+def queue(rows, seeds, extra, path):
     """Train and ask what has no line in `path` yet. rows: name -> options of train.py."""
     if clash := OWN & {word.split("=")[0] for word in extra}:
         raise SystemExit(f"{' '.join(sorted(clash))}: set for each run; don't give it after --")
-    path.parent.mkdir(exist_ok=True)
+    done = [run for _, run in read_lines(path)] if path.exists() else []
     device, version = pick_device(train.parse(extra).device), commit()
     for seed in seeds:
         for name, row in rows.items():
@@ -116,10 +108,10 @@ def queue(rows, seeds, extra, path, scenes):
             line = {"row": name, "seed": seed, "learning_rate": options.sft_lr, "mix": MIX,
                     "steps": options.sft_steps, "data": options.data or "world",
                     "options": changed(extra, ("sft_lr", "sft_steps", "data"))}
-            if any(line.items() <= run.items() for run in read_runs(path)):
+            if any(line.items() <= run.items() for run in done):
                 continue
             print(f"\n{name}, seed {seed}", flush=True)
-            line |= measured(fine_tuned(seed, [*extra, *row]), device, scenes)
+            line |= measured(fine_tuned(seed, [*extra, *row]), device)
             line |= {"commit": version, "machine": machine(device)}
             with open(path, "a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -133,18 +125,7 @@ def table(rows):
 
 
 def percents(shares):
-    """One share a seed -> text in percent."""
     return " ".join(f"{100 * share:.1f}" for share in shares)
-
-
-def pope_row(name, runs):
-    """A row of a table about POPE. runs: those of the row, one a seed."""
-    random = [run["random"] for run in runs]
-    return {"row": name, "seeds": " ".join(str(run["seed"]) for run in runs),
-            "random": percents(random), "median": percents([median(random)]),
-            "90 % or more": f"{sum(accuracy >= 0.9 for accuracy in random)} of {len(runs)}",
-            **{split: percents(run[split] for run in runs) for split in SPLITS[1:]},
-            "take-off": " ".join(str(run["take_off"] or "-") for run in runs)}
 
 
 def tables(lines, order, equal=SETTINGS):
@@ -154,31 +135,35 @@ def tables(lines, order, equal=SETTINGS):
         group = groups.setdefault(tuple(str(run[key]) for key in equal), {})
         group.setdefault(run["row"], []).append(run)
     for settings, found in groups.items():
-        rows = {name: found[name] for name in [*order, *found] if name in found}
-        commits = {run["commit"] for runs in rows.values() for run in runs}
-        title = [f"{key} {value}" for key, value in zip(equal, settings) if value != "{}"]
-        parts.append(", ".join([*title, "commit " + " ".join(sorted(commits))]).replace("_", " "))
-        parts.append(table([pope_row(name, runs) for name, runs in rows.items()]))
-        parts.append(table([{"row": name, **{kind: percents(run["kinds"][kind] for run in runs)
-                                             for kind in runs[0]["kinds"]}}
-                            for name, runs in rows.items()]))
+        pope, kinds = [], []
+        for name, runs in {name: found[name] for name in [*order, *found] if name in found}.items():
+            random = [run["random"] for run in runs]
+            pope.append({
+                "row": name, "seeds": " ".join(str(run["seed"]) for run in runs),
+                "random": percents(random), "median": percents([median(random)]),
+                "90 % or more": f"{sum(accuracy >= 0.9 for accuracy in random)} of {len(runs)}",
+                **{split: percents(run[split] for run in runs) for split in SPLITS[1:]},
+                "take-off": " ".join(str(run["take_off"] or "-") for run in runs)})
+            kinds.append({"row": name, **{kind: percents(run["kinds"][kind] for run in runs)
+                                          for kind in runs[0]["kinds"]}})
+        commits = {run["commit"] for runs in found.values() for run in runs}
+        title = dict(zip(equal, settings)) | {"commit": " ".join(sorted(commits))}
+        title = [f"{key} {value}" for key, value in title.items() if value != "{}"]
+        parts += [", ".join(title).replace("_", " "), table(pope), table(kinds)]
     return "\n\n".join(parts)
 
 
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--rows", nargs="+", choices=ROWS, default=ROWS, help="default: all")
-    add("--seeds", nargs="+", type=train.at_least(0), default=[0], help="default: 0")
-    add("--scenes", type=train.at_least(1), default=1000, help="test scenes (default: 1000)")
-    add("--table", action="store_true", help="print the tables, train nothing")
-    add("train", nargs="*", help="after --: options of train.py, such as -- --sft-steps 2400")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
+    parser.add_argument("--table", action="store_true", help="print the tables, train nothing")
+    parser.add_argument("train", nargs="*", help="after --: options of train.py")
     options = parser.parse_args()
     if not options.table:
-        rows = {name: ROWS[name] for name in options.rows}
-        queue(rows, options.seeds, options.train, RUNS, options.scenes)
-    print(tables(read_runs(RUNS), ROWS))
+        queue({name: ROWS[name] for name in options.rows}, options.seeds, options.train, RUNS)
+    print(tables([run for _, run in read_lines(RUNS)], ROWS))
 
 
 if __name__ == "__main__":

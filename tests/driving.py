@@ -36,8 +36,8 @@ class Run:
         self.process.start()
 
     def wait(self):
-        """The exit code, once it has ended."""
-        self.process.join()
+        """The exit code; None if it has not ended after a minute."""
+        self.process.join(60)
         return self.process.exitcode
 
     def send(self, signal):

@@ -1,77 +1,76 @@
-"""The benchmark and the ablation do what they say, on a very small model."""
+"""The benchmark measures what it says, on a very small model."""
+import json
 import sys
-from contextlib import ExitStack
-from unittest.mock import patch
 
 import pytest
 import torch
 
-import ablate
-import bench
 import train
-from test_train import SMALL
+from extras import ablate, bench
+from test_compare import TINY
 
 
 @pytest.fixture
-def in_small_world(tmp_path, monkeypatch):
-    monkeypatch.setitem(train.PRESETS, "tiny", SMALL)
-    monkeypatch.chdir(tmp_path)
+def trainer(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "VAL_SCENES", 4)
+    return train.start(train.parse([*TINY, "--float32", "--name", str(tmp_path / "run")]))
 
 
-def test_the_parts_of_a_step_are_all_there_and_sum_to_no_more_than_the_whole(in_small_world):
-    trainer = train.set_up(train.parse(["--val-scenes", "4", "--device", "cpu"]))
-    clock = bench.Clock(torch.device("cpu"))
+def test_the_parts_of_a_step_are_disjoint_and_fill_most_of_it(trainer):
+    timed = bench.TimedTrainer(trainer)
     for stage in train.STAGES:
-        trainer.begin(stage)
-        before = trainer.train_step(0.0).item()
-        with bench.timed_parts(trainer, clock):
-            start = clock.now()
-            trainer.train_step(0.0)
-            whole = clock.now() - start
-        parts = clock.take()
-        assert set(parts) == {"data", "mask", "ViT forward", "forward", "backward", "optimizer"}
-        outer = sum(parts[name] for name in ("data", "forward", "backward", "optimizer"))
-        assert 0.3 * whole < outer < 1.05 * whole and parts["mask"] + parts["ViT forward"] < parts["forward"]
-        assert trainer.train_step(0.0).item() < before  # unpatched again, and still training
+        timed.begin(stage)
+        timed.timed_step()
+        shares = timed.timed_step()
+        assert min(shares.values()) > 0 and 30 < sum(shares.values()) < 101
 
 
-def test_figures_are_shown_as_median_with_their_spread():
-    assert bench.show([3.0, 1.0, 2.0], " s") == "2.0 s (1.0 to 3.0)"
-    assert bench.show([0.001234], " µs", 1e6, 0) == "1,234 µs (1,234 to 1,234)"
+def test_flop_are_those_of_the_matrix_products_counted_by_hand(trainer):
+    trainer.begin("pretrain")
+    indices, D, n, expected = trainer.batches[0], 32, 16, 0
+    for half in (indices[:4], indices[4:]):  # a batch is halved between two threads
+        batch = trainer.data.batch(half)
+        B, T = batch["ids"].shape
+        labels = int((batch["labels"][:, 1:] != -100).sum())
+        patch = 2 * B * n * 3 * 32 ** 2 * D
+        vit = 2 * B * n * 12 * D * D + 4 * B * n * n * D
+        decoder = 2 * B * T * 12 * D * D + 4 * B * T * T * D
+        ends = 2 * B * n * D * D + 2 * labels * D * trainer.model.config.vocab_size
+        expected += 2 * patch + 3 * (vit + decoder + ends)  # the picture needs no gradient
+        expected += 2 * B * (n * n + T * T) * D  # attention's weights are made once more
+    assert bench.count_flop(trainer, indices) == expected
 
 
-def test_functions_are_timed_in_turn():
-    order = []
-    times = bench.repeat(bench.Clock(torch.device("cpu")), [lambda: order.append("a"), lambda: order.append("b")], 3, 1)
-    assert order == ["a", "b"] * 4 and [len(t) for t in times] == [3, 3]
+def test_uncached_generation_says_what_the_cached_one_says(trainer):
+    for p in trainer.model.parameters():
+        torch.nn.init.normal_(p, std=0.2)  # at the start every block is the identity
+    trainer.begin("sft")
+    batch = trainer.data.batch(range(5), prompts_only=True)
+    prompt = {name: batch[name] for name in ("images", "ids", "modality", "image_index")}
+    cached = trainer.model.generate(**prompt, max_new_tokens=bench.NEW, end=-1)
+    assert torch.equal(cached, bench.generate_uncached(trainer.model, **prompt))
 
 
-def test_an_ablation_trains_every_row_once_and_writes_its_table(in_small_world, monkeypatch, capsys):
-    command = ["ablate.py", "--seeds", "2", "--steps", "1", "--", "--pretrain-steps", "2", "--sft-steps", "2",
-               "--val-scenes", "8", "--log-every", "1", "--device", "cpu"]
+def test_functions_are_timed_in_turn_and_figures_shown_as_median():
+    order, device = [], torch.device("cpu")
+    times = bench.in_turn(device, [lambda: order.append("a"), lambda: order.append("b")], 3, 1)
+    assert order == ["a", "b"] * 4 and [len(taken) for taken in times] == [3, 3]
+    assert bench.show("s", [3.0, 1.0, 2.0]) == "2 s (1 to 3)"
+
+
+def test_every_figure_is_printed_and_written(trainer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "NEW", 2)
+    path = tmp_path / "bench.json"
+    command = ["bench", "--steps=1", f"--json={path}", "--device=cpu", "--", *TINY]
     monkeypatch.setattr(sys, "argv", command)
-    ablate.main()
-    first = capsys.readouterr().out
-    for name in [name for variants in ablate.VARIANTS.values() for name in variants] + list(ablate.SPEED):
-        assert f"| {name} " in first, name
-    monkeypatch.setattr(train, "set_up", None)  # nothing is trained again
-    monkeypatch.setattr(ablate, "SPEED", {})
-    ablate.main()
-    table = open("results/ablation.md").read().split("Milliseconds")[0]
-    assert table in first and table in capsys.readouterr().out
+    bench.main()
+    printed, figures = capsys.readouterr().out, json.loads(path.read_text())["figures"]
+    assert len(figures) == 33 and len({name for name, _, _ in figures}) == 33
+    for name, unit, values in figures:
+        assert f"| {name} " in printed and bench.show(unit, values) in printed
 
 
-def test_a_variant_that_is_only_slower_learns_the_same(in_small_world, tmp_path):
-    """What is timed against the default computes the same loss: nothing was left out to be fast."""
-    options = ["--val-scenes", "4", "--device", "cpu", "--scenes", "64"]
-    losses = []
-    for patches, change in [((), None), *(ablate.SPEED[name] for name in ("one thread, torch's own parallelism",
-                            "a ViT pass for each question, not for each picture", "attention in bfloat16 too"))]:
-        with ExitStack() as stack:
-            for owner, attribute, value in patches:
-                stack.enter_context(patch.object(owner, attribute, value))
-            trainer = train.Trainer(train.parse(options), tmp_path, torch.device("cpu"))
-            (change or (lambda trainer: None))(trainer)
-            trainer.begin("sft")
-            losses.append(trainer.train_step(0.0).item())
-    assert losses == pytest.approx([losses[0]] * 4, rel=0.02)
+def test_a_choice_about_speed_is_timed_against_the_default(trainer):
+    row = ablate.speed_row("float32 throughout", TINY, repetitions=1)
+    for stage in train.STAGES:
+        assert float(row[f"{stage} ratio (min to max)"].split()[0]) > 0

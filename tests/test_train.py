@@ -166,32 +166,32 @@ def test_twenty_pictures_train_with_the_default_batch_size(tiny, captions, quest
 
 # Batches.
 
-def make_batches(rows_of, pictures, per_picture, seed=0):
+def batches_of(rows_of, pictures, per_picture, seed=0):
     """Batches of a set in which picture i has rows_of[i] rows."""
     examples = [Example(i, None, "", "caption") for i, n in enumerate(rows_of) for _ in range(n)]
     return train.Batches(SimpleNamespace(examples=examples), pictures, per_picture, seed)
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
-    forward = [make_batches([3] * 40, 8, 2)[step] for step in range(20)]
-    batches = make_batches([3] * 40, 8, 2)
+    forward = [batches_of([3] * 40, 8, 2)[step] for step in range(20)]
+    batches = batches_of([3] * 40, 8, 2)
     assert [batches[step] for step in reversed(range(20))] == forward[::-1]
     assert len({tuple(batch) for batch in forward}) == 20
-    assert [make_batches([3] * 40, 8, 2, seed=1)[step] for step in range(20)] != forward
+    assert [batches_of([3] * 40, 8, 2, seed=1)[step] for step in range(20)] != forward
 
 
-def test_a_batch_has_so_many_pictures_and_of_each_at_most_so_many_of_its_rows():
-    batches = make_batches([1 + i % 4 for i in range(48)], 6, 2)
+def test_a_batch_has_so_many_pictures_and_at_most_so_many_rows_of_each():
     picture_of = [picture for picture in range(48) for _ in range(1 + picture % 4)]
-    for step in range(20):
-        rows, pictures = batches[step], [picture_of[i] for i in batches[step]]
+    batches = batches_of([1 + i % 4 for i in range(48)], 6, 2)
+    for rows in map(batches.__getitem__, range(20)):
+        pictures = [picture_of[i] for i in rows]
         assert len(set(rows)) == len(rows) and len(set(pictures)) == 6
         assert all(pictures.count(i) == min(2, 1 + i % 4) for i in pictures)
 
 
 @pytest.mark.parametrize("pictures", [3, 33, 100])
-def test_every_picture_is_drawn_equally_often_and_a_small_set_fills_its_batch(pictures):
-    batches = make_batches([1] * pictures, 32, 1)
+def test_every_picture_is_drawn_equally_often_and_a_small_set_is_a_batch(pictures):
+    batches = batches_of([1] * pictures, 32, 1)
     plan = [batches[step] for step in range(400)]
     assert all(len(rows) == min(32, pictures) for rows in plan)
     visits = [sum(i in rows for rows in plan) for i in range(pictures)]
@@ -267,8 +267,7 @@ def test_ctrl_c_says_in_one_line_how_to_go_on(whole, method):
     run = Run(whole.parent.parent, *TINY, "--name", name, method=method)
     run.until("d", 4)
     assert run.send(signal.SIGINT) == 1
-    lines = run.printed().replace("\r", "\n").split("\n")
-    assert f"interrupted; to go on: python train.py --resume runs/{name}" in lines
+    assert f"interrupted; to go on: python train.py --resume runs/{name}\n" in run.printed()
     assert "Traceback" not in run.printed()
     assert start_or_resume(whole, name).wait() == 0
     assert_same_run(whole.parent / name, whole)
@@ -370,6 +369,7 @@ def test_a_file_that_is_no_checkpoint_of_this_program_is_refused(tiny):
                     {**checkpoint, "config": {**config, "width": 64}},
                     {**checkpoint, "config": {**config, "layers": 2}},
                     {**checkpoint, "config": {**config, "depth": 2}},
+                    {**checkpoint, "options": {**checkpoint["options"], "attention": "both"}},
                     {**checkpoint, "words": words[1:]},
                     {**checkpoint, "words": [*words, "more"]}):
         torch.save(foreign, path)
@@ -383,16 +383,11 @@ def test_a_file_that_is_no_checkpoint_of_this_program_is_refused(tiny):
 
 @pytest.mark.parametrize("nonsense, says", [
     ("--sft-steps -1", "--sft-steps: -1 is below 0"),
-    ("--sft-steps 1e3", "--sft-steps: invalid"),
     ("--batch-size 1", "--batch-size: 1 is below 2"),
     ("--seed -1", "--seed: -1 is below 0"),
     ("--seed 1.5", "--seed: invalid"),
-    ("--scenes 0", "--scenes: 0 is below 1"),
     ("--save-every nan", "--save-every: nan is below 0"),
-    ("--sft-lr -0.1", "--sft-lr: -0.1 is below 0"),
     ("--attention both", "--attention: invalid choice: 'both'"),
-    ("--order x", "--order: invalid choice"),
-    ("--preset huge", "--preset: invalid choice"),
     ("--cooldown 0", "--cooldown: 0 is below 0.01"),
     ("--bogus", "unrecognized arguments: --bogus"),
     ("--resume", "--resume: expected one argument"),

@@ -1,0 +1,81 @@
+"""What each choice of the recipe is worth: undo one, train again, compare. Read after `compare.py`.
+
+    python -m extras.ablate --rows default "linear decay" --seeds 0 1
+    python -m extras.ablate --seeds 0 -- --sft-steps 400    options after -- go to train.py
+    python -m extras.ablate --table                         the table of all finished runs
+    python -m extras.ablate --speed                         choices that cost or save time
+
+Works as `compare.py` does and shares its runs: what differs in fine-tuning alone starts from the
+same pre-trained model. A finished run adds a line to results/ablations.jsonl.
+"""
+import argparse
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import train
+from data import read_lines
+from extras.bench import in_turn
+from extras.compare import SETTINGS, machine, queue, table, tables
+
+ABLATIONS = {  # name -> options of train.py that undo one choice
+    "default": [],
+    "ViT trained, too": ["--train-vit"],
+    "linear decay": ["--cooldown", "1"],  # of both stages
+    "plain patches": ["--window", "16"],  # no margin around a patch
+    "sft-lr 0.02": ["--sft-lr", "0.02"],
+    "sft-lr 0.005": ["--sft-lr", "0.005"],
+    "one question": ["--questions", "1"],  # about a picture, not four: a quarter of the rows
+}
+SPEED = {  # the same for choices that change the time of a step, not the number of rows
+    "float32 throughout": ["--float32"],
+    "ViT trained, too": ["--train-vit"],
+    "plain patches": ["--window", "16"],
+}
+LINES = Path("results/ablations.jsonl")
+EQUAL = [key for key in SETTINGS if key != "learning_rate"]  # that differs between rows
+
+
+def speed_row(name, extra, repetitions=12):
+    """Milliseconds of a step of both stages, with the choice and without it, timed in turn."""
+    trainers, row = [], {"without the choice": name}
+    with TemporaryDirectory() as folder:
+        for side, undone in (("with", []), ("without", SPEED[name])):
+            own = ["--scenes", "500", "--name", f"{folder}/{side}"]
+            trainers.append(train.start(train.parse([*own, *extra, *undone])))
+    for stage in train.STAGES:
+        for trainer in trainers:
+            trainer.begin(stage)
+        steps = [trainer.train_step for trainer in trainers]
+        both = in_turn(trainers[0].device, steps, repetitions)
+        found = [1000 * median(seconds) for seconds in both]
+        ratios = [without / with_it for with_it, without in zip(*both)]
+        row[f"{stage}, ms"] = f"{found[0]:.0f}"
+        row[f"{stage} without, ms"] = f"{found[1]:.0f}"
+        row[f"{stage} ratio (min to max)"] = (
+            f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    return row
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", nargs="+", choices=ABLATIONS, default=ABLATIONS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
+    parser.add_argument("--table", action="store_true", help="print the table, train nothing")
+    parser.add_argument("--speed", action="store_true", help="time steps, train nothing")
+    parser.add_argument("train", nargs="*", help="after --: options of train.py")
+    options = parser.parse_args()
+    if options.speed:
+        rows = [speed_row(name, options.train) for name in SPEED]
+        device = train.pick_device(train.parse(options.train).device)
+        print(f"{machine(device)}\n\n{table(rows)}")
+        return
+    if not options.table:
+        rows = {name: ABLATIONS[name] for name in options.rows}
+        queue(rows, options.seeds, options.train, LINES)
+    print(tables([run for _, run in read_lines(LINES)], ABLATIONS, EQUAL))
+
+
+if __name__ == "__main__":
+    main()
