@@ -5,10 +5,10 @@ Read `model.py` before, `train.py` after. Shapes: B rows, T positions, N picture
 import hashlib
 import json
 import os
-from collections import Counter, namedtuple
+from collections import Counter, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import cycle, permutations
+from itertools import cycle
 from pathlib import Path
 from random import Random
 
@@ -20,25 +20,24 @@ from tqdm import tqdm
 from mma import IMAGE, PAD, TEXT
 from model import ASSISTANT_ID, EOS_ID, IGNORE, IMAGE_ID, PAD_ID, USER_ID
 
-ORDERS = ("image-first", "text-first", "dual")  # of picture and question in a row
-
 # One text about one picture, an index into the images; without a prompt the answer is a caption.
 Example = namedtuple("Example", "picture prompt answer kind")
 # One part of a data set: images (N, size, size, 3) uint8, two lists of Example, and for each
 # picture the names of the objects in it.
 Split = namedtuple("Split", "images captions questions objects")
 
+
 # The picture world: a seed becomes a Scene, and a Scene becomes pixels, a caption, and questions.
 
 SIZE = 64  # side of a picture in pixels
-THEMES = {  # in each theme the common objects come first
-    "sky": ("sun", "moon", "star", "cloud"),
-    "land": ("tree", "house", "flower", "car"),
-    "sea": ("fish", "boat", "anchor", "shell"),
-    "home": ("cup", "key", "clock", "lamp"),
+COMMON = ("star", "flower", "key", "shell")  # they lie anywhere
+THEMES = {  # these mostly stay in their theme; from frequent to rare
+    "sky": ("cloud", "sun", "moon"),
+    "land": ("tree", "house", "car"),
+    "sea": ("fish", "boat", "anchor"),
+    "home": ("cup", "clock", "lamp"),
 }
-OBJECTS = tuple(name for names in THEMES.values() for name in names)
-RARITY = (0, 0, 0, 0, 1, 1, 1, 2, 2, 3)  # a pick from it weighs a theme's objects 4 : 3 : 2 : 1
+OBJECTS = COMMON + sum(THEMES.values(), ())
 COLORS = {
     "red": (222, 40, 44), "orange": (250, 138, 20), "yellow": (252, 224, 40),
     "green": (36, 156, 62), "blue": (44, 88, 222), "purple": (150, 56, 190),
@@ -48,32 +47,29 @@ PLACES = ("top-left", "top", "top-right", "left", "center", "right",
           "bottom-left", "bottom", "bottom-right")
 FIRST_SEED = {"train": 0, "val": 100_000_000, "test": 200_000_000}
 NO_YES = ("no", "yes")  # the answer by truth
-QUESTION_KINDS = ("exist", "exist_color", "color", "count", "where", "what", "relation")
 Object = namedtuple("Object", "name color place x y size")  # x, y: the center; in pixels
-Scene = namedtuple("Scene", "seed theme objects")  # objects in reading order of their places
-
-
-def pick(rng, options):
-    # Python promises the same sequence for ever for random() alone, not for choice() or shuffle().
-    return options[int(rng.random() * len(options))]
+Scene = namedtuple("Scene", "theme objects")
 
 
 def make_scene(seed):
-    """The Scene of an integer seed >= 0: 2 to 6 objects, the same on every machine."""
+    """The Scene of an integer seed: 5 to 9 objects in random order.
+
+    As in photographs, some objects are frequent everywhere and most go with the background: a model
+    that only knows what is likely has a lot to say about a picture that it never saw.
+    """
     rng = Random(seed)
-    theme = pick(rng, tuple(THEMES))
-    free = list(range(len(PLACES)))
+    theme = rng.choice(list(THEMES))
     objects = []
-    for _ in range(pick(rng, (2, 3, 4, 5, 6))):
-        place = free.pop(int(rng.random() * len(free)))
-        source = theme if rng.random() < 0.6 else pick(rng, tuple(THEMES))
-        name = THEMES[source][pick(rng, RARITY)]
-        color = pick(rng, tuple(COLORS))
-        size = pick(rng, (15, 17, 19))
-        x = 11 + 21 * (place % 3) + pick(rng, (-1, 0, 1))
-        y = 11 + 21 * (place // 3) + pick(rng, (-1, 0, 1))
-        objects.append(Object(name, color, place, x, y, size))
-    return Scene(seed, theme, tuple(sorted(objects, key=lambda o: o.place)))
+    for place in rng.sample(range(len(PLACES)), rng.randint(5, 9)):
+        name = rng.choice(COMMON)
+        if rng.random() < 0.75:
+            source = theme if rng.random() < 0.85 else rng.choice(list(THEMES))
+            name = rng.choices(THEMES[source], weights=(3, 2, 1))[0]
+        color = rng.choice(list(COLORS))
+        x = 11 + 21 * (place % 3) + rng.randint(-1, 1)
+        y = 11 + 21 * (place // 3) + rng.randint(-1, 1)
+        objects.append(Object(name, color, PLACES[place], x, y, size=rng.choice((11, 13, 15, 17))))
+    return Scene(theme, tuple(objects))
 
 
 # Four backgrounds of 256 pixels above sixteen objects of 128, in the order of THEMES and OBJECTS.
@@ -81,31 +77,30 @@ SPRITES = Image.open(Path(__file__).parent / "art" / "sprites.png")
 
 
 @lru_cache(maxsize=None)
-def sprite(name, color, size):
-    """One object as a Pillow image: the sheet's red becomes the color, its black becomes INK."""
-    row, column = divmod(OBJECTS.index(name), 8)
-    left, top = 128 * column, 256 + 128 * row
-    tile = SPRITES.crop((left, top, left + 128, top + 128)).resize((size, size), Image.BOX)
-    red, white, _, opacity = np.split(np.float32(tile) / 255, 4, axis=2)
-    colors = (red - white) * COLORS[color] + white * 255 + (1 - red) * INK
-    return Image.fromarray(np.uint8(np.dstack([colors, opacity * 255]).round()))
+def background(theme, size):
+    """The empty picture of a theme, as a Pillow image."""
+    left = 256 * list(THEMES).index(theme)
+    return SPRITES.crop((left, 0, left + 256, 256)).resize((size, size), Image.BOX)
 
 
 @lru_cache(maxsize=None)
-def background(theme, light, size):
-    """The empty picture of a theme, in a light from 0 to 7, as a Pillow image."""
-    left = 256 * list(THEMES).index(theme)
-    tile = SPRITES.crop((left, 0, left + 256, 256)).resize((size, size), Image.BOX)
-    return Image.blend(tile, Image.new("RGBA", tile.size, "white"), light / 40)
+def sprite(name, color, size):
+    """One object as a Pillow image: what is gray in the sheet gets the color."""
+    row, column = divmod(OBJECTS.index(name), 8)
+    left, top = 128 * column, 256 + 128 * row
+    tile = SPRITES.crop((left, top, left + 128, top + 128))
+    picture = ImageOps.colorize(tile.convert("L"), INK, "white", mid=COLORS[color])
+    picture.putalpha(tile.getchannel("A"))
+    return picture.resize((size, size), Image.BOX)
 
 
 def draw(scene, size=SIZE):
     """The picture of a Scene, (size, size, 3) uint8; size must be a multiple of 64."""
     scale = size // SIZE
-    picture = background(scene.theme, scene.seed % 8, size).copy()
+    picture = background(scene.theme, size).copy()
     for o in scene.objects:
-        corner = scale * (o.x - o.size // 2), scale * (o.y - o.size // 2)
-        picture.alpha_composite(sprite(o.name, o.color, scale * o.size), corner)
+        left, top = o.x - o.size // 2, o.y - o.size // 2
+        picture.alpha_composite(sprite(o.name, o.color, scale * o.size), (scale * left, scale * top))
     return np.array(picture.convert("RGB"))
 
 
@@ -115,8 +110,12 @@ def a_or_an(word):
 
 
 def caption(scene):
-    """One sentence that names every object: "a red fish at top-left, a blue cup at center"."""
-    return ", ".join(f"{a_or_an(o.color)} {o.name} at {PLACES[o.place]}" for o in scene.objects)
+    """One sentence that names every object: "a red fish at top-left, a blue cup at center".
+
+    In no particular order. Were it that of the places, the model would only learn to go from place
+    to place, and not to find a given object: which place follows "a red fish at"?
+    """
+    return ", ".join(f"{a_or_an(o.color)} {o.name} at {o.place}" for o in scene.objects)
 
 
 def exist_question(name):
@@ -125,30 +124,20 @@ def exist_question(name):
 
 
 def unambiguous(scene):
-    """Question kind -> all (question, answer) of that kind that a Scene allows."""
-    count = Counter(o.name for o in scene.objects)
-    colored = Counter((o.color, o.name) for o in scene.objects)
-    single = [o for o in scene.objects if count[o.name] == 1]
-    pairs = {kind: [] for kind in QUESTION_KINDS[1:]}
-    for name in count:
-        for color in {o.color: None for o in scene.objects}:
-            question = f"Is there {a_or_an(color)} {name} in the image?"
-            pairs["exist_color"].append((question, NO_YES[(color, name) in colored]))
-        if len(single) < len(count):  # else all counts are 1
-            plural = name if name == "fish" else name + "s"
-            pairs["count"].append((f"How many {plural} are in the image?", str(count[name])))
+    """Question kind -> all (question, answer) of that kind with one right answer in a Scene."""
+    pairs = {"exist_color": [], "color": [], "where": [], "what": []}
+    names = Counter(o.name for o in scene.objects)
+    looks = Counter((o.color, o.name) for o in scene.objects)
     for o in scene.objects:
-        pairs["what"].append((f"What is at {PLACES[o.place]}?", f"{o.color} {o.name}"))
-        if colored[o.color, o.name] == 1:
-            pairs["where"].append((f"Where is the {o.color} {o.name}?", PLACES[o.place]))
-        if o in single:
+        pairs["what"].append((f"What is at {o.place}?", f"{o.color} {o.name}"))
+        if names[o.name] == 1:
             pairs["color"].append((f"What color is the {o.name}?", o.color))
-    for a, b in permutations(single, 2):
-        right, down = a.place % 3 - b.place % 3, a.place // 3 - b.place // 3
-        for relation, truth in (("left of", right < 0), ("right of", right > 0),
-                                ("above", down < 0), ("below", down > 0)):
-            question = f"Is there {a_or_an(a.name)} {relation} the {b.name}?"
-            pairs["relation"].append((question, NO_YES[truth]))
+        if looks[o.color, o.name] == 1:
+            pairs["where"].append((f"Where is the {o.color} {o.name}?", o.place))
+        for other in scene.objects:
+            answer = NO_YES[(other.color, o.name) in looks]
+            question = f"Is there {a_or_an(other.color)} {o.name} in the image?"
+            pairs["exist_color"].append((question, answer))
     return pairs
 
 
@@ -159,33 +148,35 @@ def ask(scenes, seed):
     every other kind there is one, and its wording must not give the answer away: of all that the
     scene allows it is the (question, answer) that was asked least so far.
     """
-    rng, seen = Random(seed), Counter()
+    rng = Random(seed)
+    asked = Counter()
     for scene in scenes:
+        questions = []
         present = [o.name for o in scene.objects]
         absent = [name for name in OBJECTS if name not in present]
-        asked = []
         for _ in range(3):
-            name = pick(rng, present if rng.random() < 0.5 else absent)
-            asked.append((exist_question(name), NO_YES[name in present], "exist"))
+            name = rng.choice(present if rng.random() < 0.5 else absent)
+            questions.append((exist_question(name), NO_YES[name in present], "exist"))
         for kind, pairs in unambiguous(scene).items():
             if pairs:
-                pair = min(pairs, key=lambda pair: (seen[pair], rng.random()))
-                seen[pair] += 1
-                asked.append((*pair, kind))
-        yield asked
+                pair = min(pairs, key=lambda pair: (asked[pair], rng.random()))
+                asked[pair] += 1
+                questions.append((*pair, kind))
+        yield questions
 
 
-def make_world(split, n, seed=0, size=SIZE):
-    """The Split of the first n scenes of "train", "val" or "test"; seed varies the questions."""
+def make_world(part, n, seed=0, size=SIZE):
+    """The first n scenes of "train", "val" or "test" -> Split. seed: of the questions."""
     if size % SIZE:
         raise SystemExit(f"--image-size {size}: the picture world is drawn in multiples of {SIZE}")
-    scenes = [make_scene(FIRST_SEED[split] + i) for i in range(n)]
-    images = [draw(scene, size) for scene in tqdm(scenes, f"drawing {split}", leave=False)]
-    captions = [Example(i, None, caption(scene), "caption") for i, scene in enumerate(scenes)]
-    questions = [Example(i, *question) for i, asked in enumerate(ask(scenes, seed))
-                 for question in asked]
-    objects = [list(dict.fromkeys(o.name for o in scene.objects)) for scene in scenes]
-    return Split(np.stack(images), captions, questions, objects)
+    scenes = [make_scene(FIRST_SEED[part] + i) for i in range(n)]
+    images = [draw(scene, size) for scene in tqdm(scenes, f"drawing {part}", leave=False)]
+    split = Split(np.stack(images), [], [], [])
+    for i, questions in enumerate(ask(scenes, seed)):
+        split.captions.append(Example(i, None, caption(scenes[i]), "caption"))
+        split.questions.extend(Example(i, *question) for question in questions)
+        split.objects.append(list(dict.fromkeys(o.name for o in scenes[i].objects)))
+    return split
 
 
 # Your own pictures: a folder with train.jsonl and perhaps val.jsonl, one JSON object a line:
@@ -211,26 +202,29 @@ def read_lines(path):
     return found
 
 
+def check_line(where, folder, line, wanted):
+    """SystemExit unless `wanted` keys hold texts, and "image" names a file inside the folder."""
+    for key in ("image", *wanted):
+        if not isinstance(line.get(key), str):
+            raise SystemExit(f'{where}: a text "{key}" is wanted')
+    name, inside = line["image"], folder.resolve()
+    if not name.isprintable() or inside not in (folder / name).resolve().parents:
+        raise SystemExit(f"{where}: {name!r} is no file inside {folder}")
+
+
 def read_entries(path):
     """A .jsonl file in the format above -> list of dicts. SystemExit names a line that is wrong."""
     entries = []
     for where, entry in read_lines(path):
+        texts = [key for key in ("question", "answer", "caption", "kind") if key in entry]
+        if "question" in entry or not {"caption", "objects"} & entry.keys():
+            texts += ["question", "answer"]
+        check_line(where, path.parent, entry, texts)
         names = entry.get("objects", [])
-        texts = [entry.get(key, "") for key in ("image", "question", "answer", "caption", "kind")]
-        whole = {"caption", "objects"} & entry.keys() or {"question", "answer"} <= entry.keys()
-        if not (whole and texts[0] and isinstance(names, list)
-                and all(isinstance(text, str) for text in texts + names) and all(names)):
-            raise SystemExit(f'{where}: "image" is wanted, with "question" and "answer", or '
-                             '"caption", or "objects" (a list), all of them texts')
-        check_inside(where, path.parent, entry["image"])
+        if not isinstance(names, list) or not all(isinstance(x, str) and x for x in names):
+            raise SystemExit(f'{where}: a list "objects" of names is wanted')
         entries.append(entry)
     return entries
-
-
-def check_inside(where, folder, name):
-    """SystemExit unless a file lies in the folder, also after following links."""
-    if not name.isprintable() or not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise SystemExit(f"{where}: {name!r} is outside {folder}, and is not read")
 
 
 def read_folder(folder, size, seed=0):
@@ -245,7 +239,7 @@ def read_folder(folder, size, seed=0):
     else:
         names = {entry["image"] for entry in train}
         by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-        held_out = set(by_hash[:max(1, len(names) // 10)])
+        held_out = by_hash[:max(1, len(names) // 10)]
         val = [entry for entry in train if entry["image"] in held_out]
         train = [entry for entry in train if entry["image"] not in held_out]
     known = sorted({name for entry in train + val for name in entry.get("objects", [])})
@@ -259,20 +253,21 @@ def make_split(folder, part, entries, size, known, seed):
         raise SystemExit(f"{folder}: no pictures for {part}; more are wanted")
     names = list(dict.fromkeys(entry["image"] for entry in entries))
     images, names = load_pictures(folder, names, size, folder / f".{part}-{size}px.npz")
-    index = {name: i for i, name in enumerate(names)}
     split = Split(images, [], [], [[] for _ in names])
+    index = {name: i for i, name in enumerate(names)}
     for entry in entries:
-        i = index.get(entry["image"])
-        if i is None:
+        if entry["image"] not in index:
             continue  # unreadable, as `load_pictures` said
-        split.objects[i][:] = dict.fromkeys(split.objects[i] + entry.get("objects", []))
+        i = index[entry["image"]]
         if "caption" in entry:
             split.captions.append(Example(i, None, entry["caption"], "caption"))
         if "question" in entry:
             kind = entry.get("kind", "question")
             split.questions.append(Example(i, entry["question"], entry["answer"], kind))
+        split.objects[i].extend(entry.get("objects", []))
     rng = Random(seed)
     for i, present in enumerate(split.objects):
+        present[:] = dict.fromkeys(present)  # each once
         absent = [name for name in known if name not in present]
         rng.shuffle(absent)
         for yes, no in zip(cycle(present), absent[:6]):
@@ -304,19 +299,19 @@ def load_pictures(folder, names, size, kept):
     key = hashlib.sha256(repr((names, dates)).encode()).hexdigest()
     if not kept.exists() or np.load(kept)["key"] != key:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            pictures = pool.map(load_picture, paths, [size] * len(paths))
-            pictures = list(tqdm(pictures, f"decoding {folder.name}", len(paths), leave=False))
-        good = [i for i, picture in enumerate(pictures) if not isinstance(picture, str)]
-        bad = [picture for picture in pictures if isinstance(picture, str)]
+            found = pool.map(load_picture, paths, [size] * len(paths))
+            found = dict(zip(names, tqdm(found, f"decoding {folder.name}", len(paths))))
+        images = {name: x for name, x in found.items() if not isinstance(x, str)}
+        bad = [x for x in found.values() if isinstance(x, str)]
         if len(bad) > len(names) / 100:
             raise SystemExit(f"{len(bad)} of {len(names)} pictures can't be read, more than 1 %; "
                              f"the first: {bad[0]}")
-        temporary = kept.with_suffix(f".{os.getpid()}.npz")
-        np.savez(temporary, key=key, bad=bad, names=[names[i] for i in good],
-                 images=np.stack([pictures[i] for i in good]))
-        os.replace(temporary, kept)
+        with open(kept.with_suffix(".tmp"), "wb") as file:
+            np.savez(file, key=key, bad=bad, names=list(images), images=list(images.values()))
+        os.replace(kept.with_suffix(".tmp"), kept)
     found = np.load(kept)
-    print("".join(f"left out: {reason}\n" for reason in found["bad"]), end="")
+    for reason in found["bad"]:
+        print(f"left out: {reason}")
     return found["images"], found["names"].tolist()
 
 
@@ -328,53 +323,70 @@ class Dataset:
     """
 
     def __init__(self, examples, images, tokenizer, config, order="image-first"):
-        """order: one of ORDERS; dual puts the question first in every other row."""
-        self.images, self.tokenizer, self.config = images, tokenizer, config
-        self.examples, self.rows, self.prompt_lengths = [], [], []
-        for i, example in enumerate(examples):
-            text_first = order == "text-first" or (order == "dual" and i % 2)
-            prompt, answer = self.layout(example, text_first)
+        """order: of picture and question in a row, "image-first" or "text-first"."""
+        self.images, self.tokenizer, self.config, self.order = images, tokenizer, config, order
+        self.examples, self.rows = [], []  # a row: its prompt, and what is generated
+        self.rows_of = defaultdict(list)  # picture -> indices of the rows about it
+        for example in examples:
+            prompt, answer = self.layout(example)
             if len(prompt) + len(answer) <= config.context:
+                self.rows_of[example.picture].append(len(self.rows))
+                self.rows.append((prompt, answer))
                 self.examples.append(example)
-                self.rows.append(np.array(prompt + answer))
-                self.prompt_lengths.append(len(prompt))
         if left_out := len(examples) - len(self.examples):
             print(f"left out: {left_out} of {len(examples)} texts, which have more than "
                   f"{config.context} tokens")
 
-    def layout(self, example, text_first):
+    def layout(self, example):
         """Example -> (ids of the prompt, ids of what the model must produce)."""
         picture = [IMAGE_ID] * self.config.image_tokens
         answer = self.tokenizer.encode(example.answer) + [EOS_ID]
         if example.prompt is None:
             return [USER_ID, *picture], answer
         question = self.tokenizer.encode(example.prompt)
-        body = question + picture if text_first else picture + question
-        return [USER_ID, *body, ASSISTANT_ID], answer
+        if self.order == "text-first":
+            return [USER_ID, *question, *picture, ASSISTANT_ID], answer
+        return [USER_ID, *picture, *question, ASSISTANT_ID], answer
+
+    def sample(self, pictures, rows, seed):
+        """Draw some pictures, and some rows about each -> indices of rows.
+
+        A pure function of the seed: a run that is resumed needs no state to draw the same batches.
+        Rows about one picture are neighbors. A small data set gives smaller batches.
+        """
+        rng, indices = Random(seed), []
+        for own in rng.sample(list(self.rows_of.values()), min(pictures, len(self.rows_of))):
+            indices += rng.sample(own, min(rows, len(own)))
+        return indices
 
     def generated_tokens(self, indices):
         """The number of tokens that the model must produce in some rows."""
-        return sum(len(self.rows[i]) - self.prompt_lengths[i] for i in indices)
+        return sum(len(self.rows[i][1]) for i in indices)
 
-    def batch(self, indices, prompts_only=False):
+    def batch(self, indices, device="cpu", prompts_only=False):
         """Rows -> the arguments of `MultimodalGPT.forward`, padded on the right.
 
-        prompts_only: without the answers, padded on the left, for `generate`.
+        prompts_only: those of `generate`, without the answers and padded on the left.
         """
-        rows = [self.rows[i][:self.prompt_lengths[i] if prompts_only else None] for i in indices]
-        T = max(map(len, rows))
+        rows = [self.rows[i] for i in indices]
+        T = max(len(prompt) + len(answer) * (not prompts_only) for prompt, answer in rows)
         ids = np.full((len(rows), T), PAD_ID)
         generated = np.zeros((len(rows), T), bool)
-        for b, (i, row) in enumerate(zip(indices, rows)):
-            start = T - len(row) if prompts_only else 0
-            ids[b, start:start + len(row)] = row
-            generated[b, start + self.prompt_lengths[i]:start + len(row)] = True
-        modality = np.where(ids == IMAGE_ID, IMAGE, TEXT)
+        for b, (prompt, answer) in enumerate(rows):
+            if prompts_only:
+                ids[b, T - len(prompt):] = prompt
+            else:
+                end = len(prompt) + len(answer)
+                ids[b, :end] = prompt + answer
+                generated[b, len(prompt):end] = True
+        modality = np.full_like(ids, TEXT)
+        modality[ids == IMAGE_ID] = IMAGE
         modality[ids == PAD_ID] = PAD
         # Each picture once: several questions about it share one pass through the ViT.
         shown = [self.examples[i].picture for i in indices]
         pictures, image_index = np.unique(shown, return_inverse=True)
-        batch = {"images": self.images[pictures], "image_index": image_index, "ids": ids,
-                 "modality": modality, "generated": generated,
-                 "labels": np.where(generated, ids, IGNORE)}
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
+        batch = {"images": self.images[pictures], "image_index": image_index,
+                 "ids": ids, "modality": modality, "generated": generated}
+        if not prompts_only:
+            batch["labels"] = np.where(generated, ids, IGNORE)
+        return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}

@@ -16,7 +16,7 @@ import random
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from data import (Dataset, Example, check_inside, exist_question, load_pictures, make_world,
+from data import (NO_YES, Dataset, Example, check_line, exist_question, load_pictures, make_world,
                   read_folder, read_lines)
 from model import answer, pick_device
 from train import accuracy_by_kind, at_least, load
@@ -33,25 +33,25 @@ def build(objects, split, seed=0, pictures=500, least=3):
     """
     enough = [i for i, names in enumerate(objects) if len(names) >= max(1, least)]
     chosen = random.Random(seed).sample(enough, min(pictures, len(enough)))
-    rng = random.Random(f"{seed} {split}")
-    frequency = Counter(name for i in chosen for name in objects[i])
+    frequency = Counter()
     together = defaultdict(Counter)
     for i in chosen:
+        frequency.update(objects[i])
         for name in objects[i]:
             together[name].update(other for other in objects[i] if other != name)
+    rng = random.Random(f"{seed} {split}")
     questions = []
     for i in chosen:
         asked = set(objects[i])
         for name in objects[i][:3]:
             questions.append((i, name, "yes"))
-            candidates = rng.sample(sorted(frequency), len(frequency))
-            if split != "random":  # the most frequent first, and where none is left one at random
-                counted = frequency if split == "popular" else together[name]
-                candidates = [other for other, _ in counted.most_common()] + candidates
-            candidates = [other for other in candidates if other not in asked]
-            if candidates:  # else the picture shows everything
-                questions.append((i, candidates[0], "no"))
-                asked.add(candidates[0])
+            likely = {"random": Counter(), "popular": frequency, "adversarial": together[name]}
+            ranked = [other for other, _ in likely[split].most_common()]
+            ranked += rng.sample(sorted(frequency), len(frequency))
+            absent = [other for other in ranked if other not in asked]
+            if absent:  # else the picture shows everything
+                questions.append((i, absent[0], "no"))
+                asked.add(absent[0])
     return questions
 
 
@@ -66,14 +66,19 @@ def verdict(answer):
 
 def score(answers, labels):
     """Free-text answers and labels -> dict of shares; "yes" is positive, and x/0 is 0."""
-    pairs = Counter((verdict(given), label) for given, label in zip(answers, labels))
-    tp, fp = pairs["yes", "yes"], pairs["yes", "no"]
-    fn, tn = pairs["no", "yes"], pairs["no", "no"]
-    precision = tp / max(1, tp + fp)
-    recall = tp / max(1, tp + fn)
+    counts = Counter()
+    for given, label in zip(answers, labels):
+        counts[verdict(given), label] += 1
+    tp, fp = counts["yes", "yes"], counts["yes", "no"]  # true and false positives
+    fn, tn = counts["no", "yes"], counts["no", "no"]
     asked = max(1, len(labels))
-    return {"accuracy": (tp + tn) / asked, "precision": precision, "recall": recall,
-            "f1": 2 * tp / max(1, 2 * tp + fp + fn), "yes_ratio": (tp + fp) / asked}
+    return {
+        "accuracy": (tp + tn) / asked,
+        "precision": tp / max(1, tp + fp),
+        "recall": tp / max(1, tp + fn),
+        "f1": 2 * tp / max(1, 2 * tp + fp + fn),
+        "yes_ratio": (tp + fp) / asked,
+    }
 
 
 def official_questions(paths, folder, size, kept):
@@ -87,27 +92,21 @@ def official_questions(paths, folder, size, kept):
         split = next((name for name in SPLITS if name in Path(path).stem), Path(path).stem)
         questions[split] = []
         for where, question in read_lines(path):
-            texts = [question.get(key) for key in ("image", "text", "label")]
-            if not all(isinstance(text, str) for text in texts) or "question_id" not in question:
-                raise SystemExit(f'{where}: wanted are "question_id", "image", "text" and "label"')
-            if question["label"] not in ("yes", "no"):
-                raise SystemExit(f'{where}: "label" must be yes or no, not {question["label"]!r}')
-            check_inside(where, folder, question["image"])
+            check_line(where, folder, question, ["text", "label"])
+            if question["label"] not in NO_YES or "question_id" not in question:
+                raise SystemExit(f'{where}: wanted are "label", yes or no, and "question_id"')
             questions[split].append(question)
-    everything = [question for asked in questions.values() for question in asked]
+    everything = sum(questions.values(), [])
     names = sorted({question["image"] for question in everything})
     there = [name for name in names if (folder / name).is_file()]
     if not there:
         raise SystemExit(f"{folder}: none of the {len(names)} pictures of the questions is here")
     images, there = load_pictures(folder, there, size, kept)
-    index = {name: i for i, name in enumerate(there)}
-    for question in everything:
-        question["picture"] = index.get(question["image"])
     for split, asked in questions.items():
-        questions[split] = [question for question in asked if question["picture"] is not None]
-    missing = sorted(set(names) - set(there))
-    if missing:
-        left_out = sum(question["picture"] is None for question in everything)
+        questions[split] = [{**question, "picture": there.index(question["image"])}
+                            for question in asked if question["image"] in there]
+    if missing := sorted(set(names) - set(there)):
+        left_out = len(everything) - sum(map(len, questions.values()))
         print(f"{folder}: {len(missing)} of {len(names)} pictures are not there, such as "
               f"{missing[0]}; {left_out:,} of {len(everything):,} questions are left out")
     return images, questions
@@ -116,8 +115,7 @@ def official_questions(paths, folder, size, kept):
 def ask(run, images, examples):
     """Let a run, as `train.load` returns it, answer some Examples -> list of texts."""
     model, tokenizer, checkpoint = run
-    order = checkpoint["options"]["order"].replace("dual", "image-first")
-    dataset = Dataset(examples, images, tokenizer, model.config, order)
+    dataset = Dataset(examples, images, tokenizer, model.config, checkpoint["options"]["order"])
     if len(dataset.examples) < len(examples):
         raise SystemExit("a question is longer than the model's context; take it out")
     return answer(model, dataset)
@@ -130,19 +128,17 @@ def ask_own(run, scenes):
         split = read_folder(options["data"], size, options["seed"])[1]
     else:
         split = make_world("test", scenes, 0, size)
-    examples = split.questions[:]
+    figures = {}
     for name in SPLITS if any(split.objects) else ():
-        for i, object, label in build(split.objects, name, least=1 if options["data"] else 3):
-            examples.append(Example(i, exist_question(object), label, name))
-    answers, figures = ask(run, split.images, examples), {}
-    kinds = accuracy_by_kind(split.questions, answers)
-    for name in SPLITS:
-        asked = [i for i, example in enumerate(examples) if example.kind == name]
-        if asked:
-            figures[name] = score([answers[i] for i in asked], [examples[i].answer for i in asked])
-    if kinds:
+        pope = build(split.objects, name, least=1 if options["data"] else 3)
+        examples = [Example(i, exist_question(object), label, name) for i, object, label in pope]
+        answers = ask(run, split.images, examples)
+        figures[name] = score(answers, [label for _, _, label in pope])
+    if split.questions:
+        answers = ask(run, split.images, split.questions)
         right = [given == example.answer for given, example in zip(answers, split.questions)]
-        figures |= {"kinds": kinds, "accuracy": sum(right) / len(right)}
+        figures["kinds"] = accuracy_by_kind(split.questions, answers)
+        figures["accuracy"] = sum(right) / len(right)
     return figures
 
 
@@ -195,18 +191,11 @@ def show(path, checkpoint, figures):
     """Print the figures of one run, in percent."""
     trained = checkpoint["finished"] and checkpoint["stage"] == "sft"
     note = "" if trained else ", NOT FINE-TUNED TO THE END"
-    print(f"\n{path}: {checkpoint['options']['attention']}{note}\n")
-    columns = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-    rows = {name: figures[name] for name in figures if name not in ("kinds", "accuracy")}
-    if rows:
-        print("| POPE, %     |" + "".join(f" {name:>9} |" for name in columns))
-        print("| ----------- |" + " --------: |" * len(columns))
-    for name, row in rows.items():
-        print(f"| {name:11} |" + "".join(f" {100 * row[column]:9.1f} |" for column in columns))
-    if "kinds" in figures:
-        print("\n| question kind | accuracy |\n| ------------- | -------: |")
-        for kind, share in {**figures["kinds"], "all": figures["accuracy"]}.items():
-            print(f"| {kind:13} | {100 * share:8.1f} |")
+    print(f"\n{path}: {checkpoint['options']['attention']}{note}")
+    for name, shares in figures.items():
+        if name == "accuracy":
+            name, shares = "all questions", {"accuracy": shares}
+        print(f"{name:14}" + "".join(f"  {key} {100 * x:.1f}" for key, x in shares.items()))
 
 
 if __name__ == "__main__":

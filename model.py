@@ -8,11 +8,9 @@ S positions in the KV cache, V vocabulary.
 """
 import re
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -26,23 +24,25 @@ PAD_ID, IMAGE_ID, USER_ID, ASSISTANT_ID, EOS_ID = range(len(SPECIALS))
 class Tokenizer:
     """One token for each frequent word, UTF-8 bytes for everything else: nothing is ever unknown.
 
-    Ids: the specials, then the 256 bytes, then the words (a word carries the space before it). No
-    text becomes a special: typed, "<eos>" is five ordinary characters.
+    Ids: the specials, then the 256 bytes, then the words (a word carries the space before it).
     """
     PIECE = re.compile(r" ?\w+(?:-\w+)*| ?[^\w\s]|.", re.DOTALL)  # each character is in some piece
 
     def __init__(self, words):
         self.words = list(words)
-        single_bytes = [bytes([i]) for i in range(256)]
-        self.pieces = [b""] * len(SPECIALS) + single_bytes + [word.encode() for word in self.words]
-        self.id_of = {word: len(SPECIALS) + 256 + i for i, word in enumerate(self.words)}
+        self.pieces = [b""] * len(SPECIALS) + [bytes([i]) for i in range(256)]
+        self.id_of = {word: len(self.pieces) + i for i, word in enumerate(self.words)}
+        self.pieces += [word.encode() for word in self.words]
 
     @classmethod
     def build(cls, texts, max_words=8192):
         """The vocabulary of an iterable of strings: the most frequent pieces that come twice."""
-        counts = Counter(piece for text in texts for piece in cls.PIECE.findall(text))
-        ranked = sorted(counts, key=lambda piece: (-counts[piece], piece))
-        return cls(piece for piece in ranked[:max_words] if counts[piece] > 1)
+        counts = Counter()
+        for text in texts:
+            counts.update(cls.PIECE.findall(text))
+        twice = [piece for piece, count in counts.items() if count > 1]
+        twice.sort(key=lambda piece: (-counts[piece], piece))
+        return cls(twice[:max_words])
 
     def encode(self, text):
         """Any string -> list of ids."""
@@ -70,20 +70,13 @@ class Config:
     vit_layers: int = 3
     image_size: int = 64  # pixels a side
     patch_size: int = 16
-    window: int = 32  # pixels a side that are seen to embed a patch; patch_size: a plain ViT
+    margin: int = 8  # pixels around a patch that are seen to embed it; 0: a plain ViT
 
     def __post_init__(self):
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size "
-                             f"{self.patch_size}")
-        if self.window < self.patch_size or (self.window - self.patch_size) % 2:
-            raise ValueError(f"window {self.window} must be patch_size {self.patch_size} plus an "
-                             "even margin")
+        if self.width % self.heads or self.image_size % self.patch_size:
+            raise ValueError("width must be a multiple of heads, and image_size of patch_size")
         if self.image_tokens >= self.context:
-            raise ValueError(f"{self.image_tokens} image tokens leave no room for text in a "
-                             f"context of {self.context}")
+            raise ValueError(f"{self.image_tokens} image tokens leave no room for text")
 
     @property
     def image_tokens(self):
@@ -103,9 +96,10 @@ class Attention(nn.Module):
     def split(self, x):
         """x: (B, T, D) -> queries, keys and values, (B, H, T, D/H) each."""
         B, T, D = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.heads, D // self.heads)
+        size = D // self.heads
+        qkv = self.qkv(x).view(B, T, 3, self.heads, size)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D/H) each
-        return F.layer_norm(q, q.shape[-1:]), F.layer_norm(k, k.shape[-1:]), v
+        return F.layer_norm(q, [size]), F.layer_norm(k, [size]), v
 
     def forward(self, x, mask=None, cache=None):
         """x: (B, T, D) -> (B, T, D); mask: None or (B, 1, T, S) bool; cache: None or a list.
@@ -117,7 +111,8 @@ class Attention(nn.Module):
             q, k, v = q.float(), k.float(), v.float()
         if cache is not None:
             if cache:  # keys and values of the positions before
-                k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
+                k = torch.cat([cache[0], k], dim=2)
+                v = torch.cat([cache[1], v], dim=2)
             cache[:] = k, v  # (B, H, S, D/H)
         with torch.autocast("cpu", enabled=False):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, T, D/H)
@@ -138,7 +133,8 @@ class Block(nn.Module):
     def forward(self, x, mask=None, cache=None):
         """x: (B, T, D) -> (B, T, D)."""
         x = x + self.attention(self.norm1(x), mask, cache)
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        hidden = F.gelu(self.up(self.norm2(x)))  # (B, T, 4 D)
+        return x + self.down(hidden)
 
 
 class ViT(nn.Module):
@@ -149,17 +145,20 @@ class ViT(nn.Module):
         self.config = config
         # A patch is seen with a margin: a small object then falls into one window as a whole,
         # wherever the grid of patches cuts it, and shapes are learned sooner.
-        self.patch = nn.Linear(3 * config.window ** 2, config.width)
+        self.window = config.patch_size + 2 * config.margin
+        self.patch = nn.Linear(3 * self.window ** 2, config.width)
         self.position = nn.Parameter(torch.zeros(config.image_tokens, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.vit_layers))
         self.norm = nn.LayerNorm(config.width, bias=False)
 
     def forward(self, images):
         """images: (N, image_size, image_size, 3) uint8 -> (N, n, D)."""
-        window, stride = self.config.window, self.config.patch_size
-        x = images.permute(0, 3, 1, 2).to(self.patch.weight.dtype) / 127.5 - 1  # (N, 3, size, size)
-        x = F.unfold(x, window, stride=stride, padding=(window - stride) // 2)
-        x = self.patch(x.transpose(1, 2)) + self.position  # (N, n, D)
+        stride, margin = self.config.patch_size, self.config.margin
+        x = images.to(self.patch.weight.dtype) / 127.5 - 1
+        x = F.pad(x, (0, 0, margin, margin, margin, margin))
+        x = x.unfold(1, self.window, stride).unfold(2, self.window, stride)
+        x = x.flatten(3).flatten(1, 2)  # (N, n, 3 * window * window)
+        x = self.patch(x) + self.position  # (N, n, D)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -183,9 +182,10 @@ class MultimodalGPT(nn.Module):
         for name, p in self.named_parameters():
             if name.endswith(("out.weight", "down.weight")):
                 nn.init.zeros_(p)  # every block starts as the identity
+            elif "token" in name or "position" in name:
+                nn.init.normal_(p, std=0.02)
             elif p.dim() == 2:
-                embedding = "token" in name or "position" in name
-                nn.init.normal_(p, std=0.02 if embedding else p.shape[1] ** -0.5)
+                nn.init.normal_(p, std=p.shape[1] ** -0.5)
 
     def mask(self, modality, generated, layer):
         """The mask of one layer, (B, 1, T, T) bool. Override it to try another mask."""
@@ -203,11 +203,12 @@ class MultimodalGPT(nn.Module):
         image_tokens = self.projector(self.vit(images))  # (N, n, D)
         if image_index is not None:
             image_tokens = image_tokens[image_index]  # (M, n, D)
+        image_tokens = image_tokens.flatten(0, 1).to(x.dtype)
         is_image = modality == IMAGE
-        given = image_tokens.shape[:2].numel()
-        if ids.is_cpu and (wanted := int(is_image.sum())) != given:
-            raise ValueError(f"{wanted} positions for image tokens, but {given} image tokens")
-        return x.masked_scatter(is_image[..., None], image_tokens.to(x.dtype))
+        if ids.is_cpu and is_image.sum() != len(image_tokens):
+            raise ValueError(f"{is_image.sum()} positions for image tokens, but "
+                             f"{len(image_tokens)} image tokens")
+        return x.masked_scatter(is_image[..., None], image_tokens)
 
     def forward(self, images, ids, modality, generated, labels=None, image_index=None):
         """Logits, and with labels the loss.
@@ -226,14 +227,15 @@ class MultimodalGPT(nn.Module):
         """
         if ids.shape[1] > self.config.context:
             raise ValueError(f"{ids.shape[1]} positions, but the context is {self.config.context}")
-        x = self.embed(images, ids, modality, image_index) + self.position(self.positions(modality))
+        x = self.embed(images, ids, modality, image_index)  # (B, T, D)
+        x = x + self.position(self.positions(modality))
         for layer, block in enumerate(self.blocks):
             x = block(x, self.mask(modality, generated, layer))
         if labels is None:
             return self.logits(x), None
-        x, labels = x[:, :-1], labels[:, 1:]
+        labels = labels[:, 1:]
         asked = labels != IGNORE
-        logits = self.logits(x[asked])  # only there: most positions need none
+        logits = self.logits(x[:, :-1][asked])  # only there: most positions need none
         return logits, F.cross_entropy(logits.float(), labels[asked])
 
     def logits(self, x):
@@ -251,37 +253,36 @@ class MultimodalGPT(nn.Module):
         Returns (B, <= max_new_tokens) int64; after a row's `end` only `end` follows.
         Raises ValueError for padding on the right and for more positions than the context.
 
-        The prompt, pictures and question together, goes through once; then each new token sees the
-        cache. No position ever sees a later generated token, so nothing in the cache changes when
-        one comes: the mask of the whole row can be made before the first is known.
+        The prompt goes through once; then each new token sees the cache. No position ever sees a
+        later generated token, so nothing in the cache changes when one comes.
         """
         B, T = ids.shape
         if T + max_new_tokens > self.config.context:
-            raise ValueError(f"generate: {T} prompt positions and {max_new_tokens} new tokens, "
-                             f"but the context is {self.config.context}")
+            raise ValueError(f"{T} + {max_new_tokens} tokens do not fit the context")
         if (modality[:, -1] == PAD).any():
-            raise ValueError("generate: a prompt ends in PAD; pad prompts on the left")
+            raise ValueError("a prompt ends in PAD: pad prompts on the left")
         if generated is None:
             generated = torch.zeros_like(ids, dtype=torch.bool)
         row_modality = F.pad(modality, (0, max_new_tokens), value=TEXT)  # (B, S)
         row_generated = F.pad(generated, (0, max_new_tokens), value=True)  # (B, S)
         masks = [self.mask(row_modality, row_generated, layer) for layer in range(len(self.blocks))]
-        caches = [[] for _ in self.blocks]
         positions = self.positions(row_modality)
+        caches = [[] for _ in self.blocks]
         x = self.embed(images, ids, modality, image_index)  # (B, T, D)
+        tokens = []
+        ended = torch.zeros(B, dtype=torch.bool, device=ids.device)
         start, stop = 0, T  # the positions that go through the decoder now
-        tokens, ended = [], torch.zeros(B, dtype=torch.bool, device=ids.device)
-        while True:
+        while len(tokens) < max_new_tokens and not ended.all():
             x = x + self.position(positions[:, start:stop])
             for block, mask, cache in zip(self.blocks, masks, caches):
                 x = block(x, mask[:, :, start:stop, :stop], cache)
-            token = self.logits(x[:, -1]).argmax(-1).masked_fill(ended, end)  # (B,)
+            token = self.logits(x[:, -1]).argmax(-1)  # (B,)
+            token = token.masked_fill(ended, end)
             tokens.append(token)
             ended |= token == end
-            if ended.all() or len(tokens) == max_new_tokens:
-                return torch.stack(tokens, 1)
             x = self.token(token)[:, None]  # (B, 1, D)
             start, stop = stop, stop + 1
+        return torch.stack(tokens, 1)
 
 
 def make_optimizers(model, muon_lr, adam_lr):
@@ -291,13 +292,18 @@ def make_optimizers(model, muon_lr, adam_lr):
     """
     matrices, rest = [], []
     for name, p in model.named_parameters():
-        if p.requires_grad:
-            hidden = "blocks." in name or name in ("vit.patch.weight", "projector.weight")
-            (matrices if hidden and p.dim() == 2 else rest).append(p)
-    halves = matrices[::2], matrices[1::2]  # for two threads side by side
-    muons = [torch.optim.Muon(half, lr=muon_lr, weight_decay=0.0) for half in halves]
-    adam = torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    return [*muons, adam]
+        if not p.requires_grad:
+            continue
+        embedding = "token" in name or "position" in name
+        if p.dim() == 2 and not embedding:
+            matrices.append(p)
+        else:
+            rest.append(p)
+    return [
+        torch.optim.Muon(matrices[::2], muon_lr, weight_decay=0),  # halves, for two threads
+        torch.optim.Muon(matrices[1::2], muon_lr, weight_decay=0),
+        torch.optim.AdamW(rest, adam_lr, betas=(0.9, 0.95), weight_decay=0, fused=True),
+    ]
 
 
 # Where it runs.
@@ -305,45 +311,32 @@ def make_optimizers(model, muon_lr, adam_lr):
 def pick_device(name=None):
     """A torch.device: the named one, or the best there is."""
     if name is None:
-        mps = torch.backends.mps.is_available()
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        best = torch.accelerator.current_accelerator(check_available=True)
+        name = best.type if best else "cpu"
     try:
         return torch.ones(1, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch raises either, depending on the device
         raise SystemExit(f"--device {name}: not on this machine ({str(error).splitlines()[0]})")
 
 
-def threads(device):
-    """A pool of two threads on a CPU, each with half of the cores; of one thread elsewhere.
-
-    Two halves of a batch side by side are 1.6 times as fast as operations spread over all cores.
-    """
-    workers = 2 if device.type == "cpu" and not dist.is_initialized() else 1
-    cores = max(1, torch.get_num_threads() // workers)
-    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(cores,))
-
-
-def autocast(device, wanted=True):
+def autocast(device):
     """bfloat16 where the hardware is faster in it: GPUs, and CPUs with AMX or AVX512-BF16."""
     if device.type == "cpu":
         fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     else:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and fast)
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 
 def answer(model, dataset, max_new_tokens=8, batch_size=256):
     """Let a model answer all prompts of a `data.Dataset`, greedily -> list of texts."""
-    device, indices = model.token.weight.device, range(len(dataset.rows))
-
-    def answer_batch(start):
-        batch = dataset.batch(indices[start:start + batch_size], prompts_only=True)
-        images, ids, modality, image_index = (
-            batch[name].to(device) for name in ("images", "ids", "modality", "image_index"))
+    device = model.token.weight.device
+    texts = []
+    for start in range(0, len(dataset.rows), batch_size):
+        indices = range(start, min(start + batch_size, len(dataset.rows)))
+        batch = dataset.batch(indices, device, prompts_only=True)
+        room = model.config.context - batch["ids"].shape[1]
         with autocast(device):
-            most = min(max_new_tokens, model.config.context - ids.shape[1])
-            new = model.generate(images, ids, modality, most, EOS_ID, image_index)
-        return [dataset.tokenizer.decode(row) for row in new.tolist()]
-
-    with threads(device) as pool:
-        return sum(pool.map(answer_batch, indices[::batch_size]), [])
+            new = model.generate(**batch, max_new_tokens=min(max_new_tokens, room), end=EOS_ID)
+        texts += [dataset.tokenizer.decode(row) for row in new.tolist()]
+    return texts

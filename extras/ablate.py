@@ -21,16 +21,12 @@ from extras.compare import SETTINGS, machine, queue, table, tables
 ABLATIONS = {  # name -> options of train.py that undo one choice
     "default": [],
     "ViT trained, too": ["--train-vit"],
-    "linear decay": ["--cooldown", "1"],  # of both stages
-    "plain patches": ["--window", "16"],  # no margin around a patch
     "sft-lr 0.02": ["--sft-lr", "0.02"],
     "sft-lr 0.005": ["--sft-lr", "0.005"],
     "one question": ["--questions", "1"],  # about a picture, not four: a quarter of the rows
 }
 SPEED = {  # the same for choices that change the time of a step, not the number of rows
-    "float32 throughout": ["--float32"],
     "ViT trained, too": ["--train-vit"],
-    "plain patches": ["--window", "16"],
 }
 LINES = Path("results/ablations.jsonl")
 EQUAL = [key for key in SETTINGS if key != "learning_rate"]  # that differs between rows

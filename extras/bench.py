@@ -94,6 +94,11 @@ class TimedTrainer(train.Trainer):
         return {part: percent * sum(s for name, s in self.laps if name == part) for part in PARTS}
 
 
+def batch(trainer, step):
+    """The rows of a training step."""
+    return trainer.data.sample(*trainer.size, seed=step)
+
+
 def count_flop(trainer, indices):
     """FLOP of forward and backward for some rows, halved as in a training step."""
     name, aten = "_scaled_dot_product_flash_attention_for_cpu", torch.ops.aten
@@ -109,10 +114,10 @@ def count_flop(trainer, indices):
 
 def matmul_rates(trainer):
     """FLOP/s of the MLP's matrix product alone, in halves side by side as in a step -> list."""
-    rows, D = trainer.data.batch(trainer.batches[0])["ids"].numel(), trainer.model.config.width
+    rows, D = trainer.data.batch(batch(trainer, 0))["ids"].numel(), trainer.model.config.width
     x, w = (torch.randn(size, device=trainer.device)
             for size in ((rows // trainer.halves, D), (D, 4 * D)))
-    with autocast(trainer.device, not trainer.options.float32):
+    with autocast(trainer.device):
         dtype = (x @ w).dtype
     x, w = x.to(dtype), w.to(dtype)
     halves = [lambda: [x @ w for _ in range(20)]] * trainer.halves
@@ -129,7 +134,7 @@ def stage_figures(trainer, timed, stage, steps):
         trainer.step = timed.step = step
         whole += in_turn(trainer.device, [trainer.train_step], 1, warmup=0)[0]
         shares.append(timed.timed_step())
-        flop.append(count_flop(trainer, trainer.batches[step]))
+        flop.append(count_flop(trainer, batch(trainer, step)))
     del whole[:WARMUP], shares[:WARMUP], flop[:WARMUP]
     rates += matmul_rates(trainer)  # before and after, as other programs may come and go
     yield f"{stage}: steps a second", "", [1 / s for s in whole]
@@ -142,14 +147,14 @@ def stage_figures(trainer, timed, stage, steps):
 
 
 @torch.inference_mode()
-def generate_uncached(model, images, ids, modality, image_index):
+def generate_uncached(model, images, ids, modality, image_index, generated):
     """What `model.generate` returns, by a pass over the whole row for each of NEW tokens."""
     prompt = ids.shape[1]
     for _ in range(NEW):
-        generated = (torch.arange(ids.shape[1], device=ids.device) >= prompt).expand_as(ids)
         logits, _ = model(images, ids, modality, generated, image_index=image_index)
         ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
         modality = F.pad(modality, (0, 1), value=TEXT)
+        generated = F.pad(generated, (0, 1), value=True)
     return ids[:, prompt:]
 
 
@@ -168,8 +173,7 @@ def other_figures(trainer, steps):
     [taken] = in_turn(device, [lambda: attention_mask(modality, generated)], 15)
     yield "mask of 64 x 512 positions", "ms", [1000 * s for s in taken]
     for rows in (1, 64):
-        batch = {name: x.to(device) for name, x in trainer.data.batch(range(rows), True).items()}
-        prompt = {name: batch[name] for name in ("images", "ids", "modality", "image_index")}
+        prompt = trainer.data.batch(range(rows), device, prompts_only=True)
         with autocast(device):
             cached, uncached = in_turn(device, [
                 lambda: model.generate(**prompt, max_new_tokens=NEW, end=-1),

@@ -24,7 +24,6 @@ from model import pick_device
 ROWS = {  # name -> options of train.py; as in Table 1 of the paper
     "causal": ["--attention", "causal"],
     "text-first": ["--attention", "causal", "--order", "text-first"],
-    "dual": ["--attention", "causal", "--order", "dual"],
     "image": ["--attention", "image"],
     "prefix": ["--attention", "prefix"],
     "mma": ["--attention", "mma"],

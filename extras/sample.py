@@ -74,8 +74,7 @@ def look(name, run, picture, question):
         raise SystemExit(f"the question has {length} tokens, more than the {room} that fit {name}")
     example, order = Example(0, question, "", ""), checkpoint["options"]["order"]
     dataset = Dataset([example], picture[None], tokenizer, model.config, order)
-    prompt, device = dataset.batch([0], prompts_only=True), model.token.weight.device
-    batch = {key: tensor.to(device) for key, tensor in prompt.items()}
+    batch = dataset.batch([0], model.token.weight.device, prompts_only=True)
     ids, image = batch["ids"][0], batch["modality"][0] == IMAGE
     logits, weights = watched_forward(model, batch)
     # The answer's first token is predicted from the last position of the prompt.

@@ -13,7 +13,7 @@ from test_compare import TINY
 @pytest.fixture
 def trainer(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "VAL_SCENES", 4)
-    return train.start(train.parse([*TINY, "--float32", "--name", str(tmp_path / "run")]))
+    return train.start(train.parse([*TINY, "--name", str(tmp_path / "run")]))
 
 
 def test_the_parts_of_a_step_are_disjoint_and_fill_most_of_it(trainer):
@@ -27,7 +27,7 @@ def test_the_parts_of_a_step_are_disjoint_and_fill_most_of_it(trainer):
 
 def test_flop_are_those_of_the_matrix_products_counted_by_hand(trainer):
     trainer.begin("pretrain")
-    indices, D, n, expected = trainer.batches[0], 32, 16, 0
+    indices, D, n, expected = bench.batch(trainer, 0), 32, 16, 0
     for half in (indices[:4], indices[4:]):  # a batch is halved between two threads
         batch = trainer.data.batch(half)
         B, T = batch["ids"].shape
@@ -45,8 +45,7 @@ def test_uncached_generation_says_what_the_cached_one_says(trainer):
     for p in trainer.model.parameters():
         torch.nn.init.normal_(p, std=0.2)  # at the start every block is the identity
     trainer.begin("sft")
-    batch = trainer.data.batch(range(5), prompts_only=True)
-    prompt = {name: batch[name] for name in ("images", "ids", "modality", "image_index")}
+    prompt = trainer.data.batch(range(5), prompts_only=True)
     cached = trainer.model.generate(**prompt, max_new_tokens=bench.NEW, end=-1)
     assert torch.equal(cached, bench.generate_uncached(trainer.model, **prompt))
 
@@ -71,6 +70,6 @@ def test_every_figure_is_printed_and_written(trainer, tmp_path, monkeypatch, cap
 
 
 def test_a_choice_about_speed_is_timed_against_the_default(trainer):
-    row = ablate.speed_row("float32 throughout", TINY, repetitions=1)
+    row = ablate.speed_row("ViT trained, too", TINY, repetitions=1)
     for stage in train.STAGES:
         assert float(row[f"{stage} ratio (min to max)"].split()[0]) > 0

@@ -151,8 +151,8 @@ ANSWER = torch.tensor([[False, False, True]])
     (GOOD.to(torch.uint8), ANSWER, "mma", "signed integers, but its dtype is torch.uint8"),
     (GOOD, ANSWER.long(), "mma", "generated must be bool, but its dtype is torch.int64"),
     (GOOD, ANSWER, "both", "unknown attention 'both': choose one of causal, image, prefix, mma"),
-    (torch.tensor([[IMAGE, TEXT, PAD]]), ANSWER, "mma", r"generated\[0, 2\] is True.* -1"),
-    (torch.tensor([[TEXT, TEXT, IMAGE]]), ANSWER, "causal", r"generated\[0, 2\] is True.* 1"),
+    (torch.tensor([[IMAGE, TEXT, PAD]]), ANSWER, "mma", "only text is generated"),
+    (torch.tensor([[TEXT, TEXT, IMAGE]]), ANSWER, "causal", "only text is generated"),
 ])
 def test_wrong_input_is_refused_by_name(build, modality, generated, attention, says):
     with pytest.raises(ValueError, match=says):
