@@ -110,12 +110,17 @@ def a_or_an(word):
 
 
 def caption(scene):
-    """One sentence that names every object: "a red fish at top-left, a blue cup at center".
+    """All objects, as short as in a telegram: "top-left red fish, blue cup center".
 
-    In no particular order. Were it that of the places, the model would only learn to go from place
-    to place, and not to find a given object: which place follows "a red fish at"?
+    In random order, and every other one before its place: so the model learns to say what is at a
+    place, and where a thing is. Questions need the second, too; captions from the top left to the
+    bottom right never teach it.
     """
-    return ", ".join(f"{a_or_an(o.color)} {o.name} at {o.place}" for o in scene.objects)
+    phrases = []
+    for i, o in enumerate(scene.objects):
+        thing = f"{o.color} {o.name}"
+        phrases.append(f"{thing} {o.place}" if i % 2 else f"{o.place} {thing}")
+    return ", ".join(phrases)
 
 
 def exist_question(name):
@@ -242,13 +247,11 @@ def read_folder(folder, size, seed=0):
         held_out = by_hash[:max(1, len(names) // 10)]
         val = [entry for entry in train if entry["image"] in held_out]
         train = [entry for entry in train if entry["image"] not in held_out]
-    known = sorted({name for entry in train + val for name in entry.get("objects", [])})
-    return (make_split(folder, "train", train, size, known, seed),
-            make_split(folder, "val", val, size, known, seed))
+    return make_split(folder, "train", train, size, seed), make_split(folder, "val", val, size, seed)
 
 
-def make_split(folder, part, entries, size, known, seed):
-    """Entries of a .jsonl file -> Split. known: the names of all objects in the data."""
+def make_split(folder, part, entries, size, seed):
+    """Entries of a .jsonl file -> Split. Objects give questions about what is there and is not."""
     if not entries:
         raise SystemExit(f"{folder}: no pictures for {part}; more are wanted")
     names = list(dict.fromkeys(entry["image"] for entry in entries))
@@ -266,6 +269,7 @@ def make_split(folder, part, entries, size, known, seed):
             split.questions.append(Example(i, entry["question"], entry["answer"], kind))
         split.objects[i].extend(entry.get("objects", []))
     rng = Random(seed)
+    known = sorted(set(sum(split.objects, [])))
     for i, present in enumerate(split.objects):
         present[:] = dict.fromkeys(present)  # each once
         absent = [name for name in known if name not in present]

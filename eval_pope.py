@@ -81,37 +81,6 @@ def score(answers, labels):
     }
 
 
-def official_questions(paths, folder, size, kept):
-    """What the official files ask about the pictures of a folder -> (images, split -> questions).
-
-    A question is a dict as in the file, and its "picture" is an index into the images. Those whose
-    picture is not there are left out and counted. kept: see `data.load_pictures`.
-    """
-    folder, questions = Path(folder), {}
-    for path in paths:
-        split = next((name for name in SPLITS if name in Path(path).stem), Path(path).stem)
-        questions[split] = []
-        for where, question in read_lines(path):
-            check_line(where, folder, question, ["text", "label"])
-            if question["label"] not in NO_YES or "question_id" not in question:
-                raise SystemExit(f'{where}: wanted are "label", yes or no, and "question_id"')
-            questions[split].append(question)
-    everything = sum(questions.values(), [])
-    names = sorted({question["image"] for question in everything})
-    there = [name for name in names if (folder / name).is_file()]
-    if not there:
-        raise SystemExit(f"{folder}: none of the {len(names)} pictures of the questions is here")
-    images, there = load_pictures(folder, there, size, kept)
-    for split, asked in questions.items():
-        questions[split] = [{**question, "picture": there.index(question["image"])}
-                            for question in asked if question["image"] in there]
-    if missing := sorted(set(names) - set(there)):
-        left_out = len(everything) - sum(map(len, questions.values()))
-        print(f"{folder}: {len(missing)} of {len(names)} pictures are not there, such as "
-              f"{missing[0]}; {left_out:,} of {len(everything):,} questions are left out")
-    return images, questions
-
-
 def ask(run, images, examples):
     """Let a run, as `train.load` returns it, answer some Examples -> list of texts."""
     model, tokenizer, checkpoint = run
@@ -142,20 +111,33 @@ def ask_own(run, scenes):
     return figures
 
 
-def ask_official(run, paths, folder, out):
-    """-> the figures of a run on official POPE files; its answers go to files in `out`."""
+def ask_official(run, path, folder, out):
+    """-> the figures of a run on an official POPE file; its answers go to the file `out`.
+
+    folder: of the pictures. Questions whose picture is not there are left out and counted.
+    """
+    questions = []
+    for where, question in read_lines(path):
+        check_line(where, folder, question, ["text", "label"])
+        if question["label"] not in NO_YES or "question_id" not in question:
+            raise SystemExit(f'{where}: wanted are "label", yes or no, and "question_id"')
+        questions.append(question)
+    names = sorted({q["image"] for q in questions if (folder / q["image"]).is_file()})
+    if not names:
+        raise SystemExit(f"{folder}: none of the pictures that {path} asks about is here")
     size = run[0].config.image_size
-    images, questions = official_questions(paths, folder, size, out / f".pope-{size}px.npz")
-    figures = {}
-    for split, asked in questions.items():
-        examples = [Example(q["picture"], q["text"], q["label"], split) for q in asked]
-        answers = ask(run, images, examples)
-        figures[split] = score(answers, [q["label"] for q in asked])
-        with open(out / f"pope_{split}_answers.jsonl", "w") as file:  # in the official format
-            for q, text in zip(asked, answers):
-                line = {"question_id": q["question_id"], "question": q["text"], "answer": text}
-                file.write(json.dumps(line) + "\n")
-    return figures
+    images, names = load_pictures(folder, names, size, out.parent / f".pope-{size}px.npz")
+    asked = [q for q in questions if q["image"] in names]
+    if len(asked) < len(questions):
+        print(f"{path}: {len(questions) - len(asked):,} of {len(questions):,} questions are left "
+              f"out, for {folder} lacks their pictures")
+    examples = [Example(names.index(q["image"]), q["text"], q["label"], "pope") for q in asked]
+    answers = ask(run, images, examples)
+    with open(out, "w") as file:  # in the official format
+        for q, text in zip(asked, answers):
+            line = {"question_id": q["question_id"], "question": q["text"], "answer": text}
+            file.write(json.dumps(line) + "\n")
+    return score(answers, [q["label"] for q in asked])
 
 
 def main():
@@ -179,10 +161,11 @@ def main():
     for path in map(Path, paths):
         run = load(path, pick_device(options.device))
         out = path if path.is_dir() else path.parent
-        if options.pope:
-            figures = ask_official(run, options.pope, options.images, out)
-        else:
-            figures = ask_own(run, options.scenes)
+        figures = {} if options.pope else ask_own(run, options.scenes)
+        for file in options.pope or ():
+            split = next((name for name in SPLITS if name in Path(file).stem), Path(file).stem)
+            answers = out / f"pope_{split}_answers.jsonl"
+            figures[split] = ask_official(run, file, Path(options.images), answers)
         (out / "eval.json").write_text(json.dumps(figures, indent=1) + "\n")
         show(path, run[2], figures)
 

@@ -65,10 +65,10 @@ def test_finished_runs_are_skipped_and_an_interrupted_one_ends_the_same(run, mon
 
 
 def test_an_ablation_is_pre_trained_anew_only_if_its_option_changes_pre_training(run):
-    rows = ["default", "sft-lr 0.02", "plain patches"]
+    rows = ["default", "sft-lr 0.02", "one question"]
     found = run(ablate, "--rows", *rows, "--", *TINY)
     names = {path.name for path in Path("runs").iterdir()}
-    assert sum("pretrained" in name for name in names) == 2 and len(names) == 5
+    assert sum("pretrained" in name for name in names) == 1 and len(names) == 4
     assert [line["learning_rate"] for line in found] == [0.01, 0.02, 0.01]
     assert compare.tables(found, rows, ablate.EQUAL).count("take-off") == 1  # one table
 

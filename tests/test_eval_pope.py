@@ -241,10 +241,10 @@ def test_missing_pictures_are_left_out_and_counted(runs, evaluate, official):
     folder, (pictures, paths) = runs("run"), official
     (pictures / "3.png").unlink()
     printed = evaluate(folder, "--pope", *paths, "--images", pictures)
-    assert "1 of 12 pictures" in printed and "3.png" in printed and "6 of 72 questions" in printed
+    assert printed.count("2 of 24 questions are left out") == 3 and str(pictures) in printed
     given = [line["question_id"] for line in read_lines(folder / "pope_random_answers.jsonl")]
     assert given == [3 * i for i in range(24) if i not in (6, 7)]
-    with pytest.raises(SystemExit, match="none of the 12 pictures"):
+    with pytest.raises(SystemExit, match="none of the pictures"):
         evaluate(folder, "--pope", *paths, "--images", pictures.parent)
     with pytest.raises(SystemExit, match="2"):
         evaluate(folder, "--pope", *paths)
