@@ -7,8 +7,8 @@ import json
 import os
 from collections import Counter, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from itertools import cycle
+from functools import cache
+from itertools import cycle, repeat
 from pathlib import Path
 from random import Random
 
@@ -18,12 +18,12 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from mma import IMAGE, PAD, TEXT
-from model import ASSISTANT_ID, EOS_ID, IGNORE, IMAGE_ID, PAD_ID, USER_ID
+from model import ASSISTANT_ID, EOS_ID, IGNORE, IMAGE_ID, PAD_ID, USER_ID, save
 
 # One text about one picture, an index into the images; without a prompt the answer is a caption.
 Example = namedtuple("Example", "picture prompt answer kind")
 # One part of a data set: images (N, size, size, 3) uint8, two lists of Example, and for each
-# picture the names of the objects in it.
+# picture the names of the objects in it, each once.
 Split = namedtuple("Split", "images captions questions objects")
 
 
@@ -54,8 +54,8 @@ Scene = namedtuple("Scene", "theme objects")
 def make_scene(seed):
     """The Scene of an integer seed: 5 to 9 objects in random order.
 
-    As in photographs, some objects are frequent everywhere and most go with the background: a model
-    that only knows what is likely has a lot to say about a picture that it never saw.
+    As in photographs, some objects are frequent everywhere and most go with the background: even a
+    model that cannot see could guess well.
     """
     rng = Random(seed)
     theme = rng.choice(list(THEMES))
@@ -68,22 +68,23 @@ def make_scene(seed):
         color = rng.choice(list(COLORS))
         x = 11 + 21 * (place % 3) + rng.randint(-1, 1)
         y = 11 + 21 * (place // 3) + rng.randint(-1, 1)
-        objects.append(Object(name, color, PLACES[place], x, y, size=rng.choice((11, 13, 15, 17))))
+        size = rng.choice((11, 13, 15, 17))
+        objects.append(Object(name, color, PLACES[place], x, y, size))
     return Scene(theme, tuple(objects))
 
 
-# Four backgrounds of 256 pixels above sixteen objects of 128, in the order of THEMES and OBJECTS.
+# Four backgrounds of 256 pixels above sixteen objects of 128, ordered as THEMES and OBJECTS.
 SPRITES = Image.open(Path(__file__).parent / "art" / "sprites.png")
 
 
-@lru_cache(maxsize=None)
+@cache
 def background(theme, size):
     """The empty picture of a theme, as a Pillow image."""
     left = 256 * list(THEMES).index(theme)
     return SPRITES.crop((left, 0, left + 256, 256)).resize((size, size), Image.BOX)
 
 
-@lru_cache(maxsize=None)
+@cache
 def sprite(name, color, size):
     """One object as a Pillow image: what is gray in the sheet gets the color."""
     row, column = divmod(OBJECTS.index(name), 8)
@@ -99,22 +100,17 @@ def draw(scene, size=SIZE):
     scale = size // SIZE
     picture = background(scene.theme, size).copy()
     for o in scene.objects:
-        left, top = o.x - o.size // 2, o.y - o.size // 2
-        picture.alpha_composite(sprite(o.name, o.color, scale * o.size), (scale * left, scale * top))
+        left = scale * (o.x - o.size // 2)
+        top = scale * (o.y - o.size // 2)
+        picture.alpha_composite(sprite(o.name, o.color, scale * o.size), (left, top))
     return np.array(picture.convert("RGB"))
-
-
-def a_or_an(word):
-    """The word with its article: "a fish", "an anchor"."""
-    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
 def caption(scene):
     """All objects, as short as in a telegram: "top-left red fish, blue cup center".
 
-    In random order, and every other one before its place: so the model learns to say what is at a
-    place, and where a thing is. Questions need the second, too; captions from the top left to the
-    bottom right never teach it.
+    In random order, and every other one before its place: so the model learns both what is at a
+    place and where a thing is, as the questions ask.
     """
     phrases = []
     for i, o in enumerate(scene.objects):
@@ -123,35 +119,35 @@ def caption(scene):
     return ", ".join(phrases)
 
 
-def exist_question(name):
-    """POPE's wording."""
-    return f"Is there {a_or_an(name)} in the image?"
+def exist_question(thing):
+    """POPE's wording: "Is there a fish in the image?", "Is there an anchor in the image?"."""
+    article = "an" if thing[0] in "aeiou" else "a"
+    return f"Is there {article} {thing} in the image?"
 
 
 def unambiguous(scene):
     """Question kind -> all (question, answer) of that kind with one right answer in a Scene."""
     pairs = {"exist_color": [], "color": [], "where": [], "what": []}
-    names = Counter(o.name for o in scene.objects)
-    looks = Counter((o.color, o.name) for o in scene.objects)
-    for o in scene.objects:
-        pairs["what"].append((f"What is at {o.place}?", f"{o.color} {o.name}"))
-        if names[o.name] == 1:
+    names = [o.name for o in scene.objects]
+    things = [f"{o.color} {o.name}" for o in scene.objects]
+    for o, thing in zip(scene.objects, things):
+        pairs["what"].append((f"What is at {o.place}?", thing))
+        if names.count(o.name) == 1:
             pairs["color"].append((f"What color is the {o.name}?", o.color))
-        if looks[o.color, o.name] == 1:
-            pairs["where"].append((f"Where is the {o.color} {o.name}?", o.place))
+        if things.count(thing) == 1:
+            pairs["where"].append((f"Where is the {thing}?", o.place))
         for other in scene.objects:
-            answer = NO_YES[(other.color, o.name) in looks]
-            question = f"Is there {a_or_an(other.color)} {o.name} in the image?"
-            pairs["exist_color"].append((question, answer))
+            asked = f"{other.color} {o.name}"
+            pairs["exist_color"].append((exist_question(asked), NO_YES[asked in things]))
     return pairs
 
 
 def ask(scenes, seed):
     """Yields for each Scene a list of (question, answer, kind).
 
-    Three questions are about whether something is there, half of them about objects that are. Of
-    every other kind there is one, and its wording must not give the answer away: of all that the
-    scene allows it is the (question, answer) that was asked least so far.
+    Three ask whether something is there, half of them about objects that are. Of every other kind
+    there is one, and its wording must not give the answer away: of all that the scene allows it is
+    the (question, answer) that was asked least so far.
     """
     rng = Random(seed)
     asked = Counter()
@@ -179,9 +175,12 @@ def make_world(part, n, seed=0, size=SIZE):
     split = Split(np.stack(images), [], [], [])
     for i, questions in enumerate(ask(scenes, seed)):
         split.captions.append(Example(i, None, caption(scenes[i]), "caption"))
-        split.questions.extend(Example(i, *question) for question in questions)
-        split.objects.append(list(dict.fromkeys(o.name for o in scenes[i].objects)))
+        for question in questions:
+            split.questions.append(Example(i, *question))
+        names = [o.name for o in scenes[i].objects]
+        split.objects.append(list(dict.fromkeys(names)))
     return split
+
 
 
 # Your own pictures: a folder with train.jsonl and perhaps val.jsonl, one JSON object a line:
@@ -193,18 +192,15 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # for others Pillow may
 
 
 def read_lines(path):
-    """A file of JSON lines -> list of (where: "FILE, line N", object as dict)."""
-    where, found = path, []
+    """A file of JSON lines -> yields (where: "FILE, line N", object as dict)."""
+    where = path
     try:
         for number, line in enumerate(Path(path).read_text("utf-8").split("\n"), 1):
             where = f"{path}, line {number}"
             if line.strip():
-                found.append((where, dict(json.loads(line))))
-    except OSError as error:
-        raise SystemExit(f"{path}: a file of JSON lines is wanted here ({error.strerror})")
-    except (ValueError, TypeError) as error:
+                yield where, dict(json.loads(line))
+    except (OSError, ValueError, TypeError) as error:
         raise SystemExit(f"{where}: one JSON object a line is wanted ({error})")
-    return found
 
 
 def check_line(where, folder, line, wanted):
@@ -218,8 +214,7 @@ def check_line(where, folder, line, wanted):
 
 
 def read_entries(path):
-    """A .jsonl file in the format above -> list of dicts. SystemExit names a line that is wrong."""
-    entries = []
+    """A .jsonl file in the format above -> yields dicts. SystemExit names a line that is wrong."""
     for where, entry in read_lines(path):
         texts = [key for key in ("question", "answer", "caption", "kind") if key in entry]
         if "question" in entry or not {"caption", "objects"} & entry.keys():
@@ -228,8 +223,7 @@ def read_entries(path):
         names = entry.get("objects", [])
         if not isinstance(names, list) or not all(isinstance(x, str) and x for x in names):
             raise SystemExit(f'{where}: a list "objects" of names is wanted')
-        entries.append(entry)
-    return entries
+        yield entry
 
 
 def read_folder(folder, size, seed=0):
@@ -238,40 +232,40 @@ def read_folder(folder, size, seed=0):
     Without val.jsonl a tenth of the pictures, chosen by a hash of their names, is held out.
     """
     folder = Path(folder)
-    train = read_entries(folder / "train.jsonl")
+    train = list(read_entries(folder / "train.jsonl"))
     if (folder / "val.jsonl").exists():
-        val = read_entries(folder / "val.jsonl")
+        val = list(read_entries(folder / "val.jsonl"))
     else:
         names = {entry["image"] for entry in train}
         by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-        held_out = by_hash[:max(1, len(names) // 10)]
+        held_out = set(by_hash[:max(1, len(names) // 10)])
         val = [entry for entry in train if entry["image"] in held_out]
         train = [entry for entry in train if entry["image"] not in held_out]
-    return make_split(folder, "train", train, size, seed), make_split(folder, "val", val, size, seed)
+    train = make_split(folder, "train", train, size, seed)
+    return train, make_split(folder, "val", val, size, seed)
 
 
 def make_split(folder, part, entries, size, seed):
     """Entries of a .jsonl file -> Split. Objects give questions about what is there and is not."""
     if not entries:
         raise SystemExit(f"{folder}: no pictures for {part}; more are wanted")
-    names = list(dict.fromkeys(entry["image"] for entry in entries))
-    images, names = load_pictures(folder, names, size, folder / f".{part}-{size}px.npz")
-    split = Split(images, [], [], [[] for _ in names])
-    index = {name: i for i, name in enumerate(names)}
+    names = [entry["image"] for entry in entries]
+    images, index = load_pictures(folder, names, size, folder / f".{part}-{size}px.pt")
+    split = Split(images, [], [], [{} for _ in images])
     for entry in entries:
-        if entry["image"] not in index:
+        i = index.get(entry["image"])
+        if i is None:
             continue  # unreadable, as `load_pictures` said
-        i = index[entry["image"]]
         if "caption" in entry:
             split.captions.append(Example(i, None, entry["caption"], "caption"))
         if "question" in entry:
             kind = entry.get("kind", "question")
             split.questions.append(Example(i, entry["question"], entry["answer"], kind))
-        split.objects[i].extend(entry.get("objects", []))
+        split.objects[i] |= dict.fromkeys(entry.get("objects", []))
     rng = Random(seed)
-    known = sorted(set(sum(split.objects, [])))
+    known = sorted(set().union(*split.objects))
     for i, present in enumerate(split.objects):
-        present[:] = dict.fromkeys(present)  # each once
+        split.objects[i] = list(present)
         absent = [name for name in known if name not in present]
         rng.shuffle(absent)
         for yes, no in zip(cycle(present), absent[:6]):
@@ -294,29 +288,29 @@ def load_picture(path, size):
 
 
 def load_pictures(folder, names, size, kept):
-    """Picture files -> (images (N, size, size, 3) uint8, names of those that can be read).
+    """Picture files -> (images (N, size, size, 3) uint8, dict of name -> index of its image).
 
     Decoded once: the file `kept` holds them for the next time, as long as no picture changes.
     """
+    names = list(dict.fromkeys(names))
     paths = [folder / name for name in names]
     dates = [(path.stat().st_size, path.stat().st_mtime) for path in paths if os.path.isfile(path)]
     key = hashlib.sha256(repr((names, dates)).encode()).hexdigest()
-    if not kept.exists() or np.load(kept)["key"] != key:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = pool.map(load_picture, paths, [size] * len(paths))
-            found = dict(zip(names, tqdm(found, f"decoding {folder.name}", len(paths))))
-        images = {name: x for name, x in found.items() if not isinstance(x, str)}
-        bad = [x for x in found.values() if isinstance(x, str)]
+    found = torch.load(kept, weights_only=True) if kept.exists() else {"key": None}
+    if found["key"] != key:
+        with ThreadPoolExecutor() as pool:
+            decoding = pool.map(load_picture, paths, repeat(size))
+            decoded = list(tqdm(decoding, f"decoding {folder.name}", len(paths)))
+        bad = [x for x in decoded if isinstance(x, str)]
         if len(bad) > len(names) / 100:
-            raise SystemExit(f"{len(bad)} of {len(names)} pictures can't be read, more than 1 %; "
-                             f"the first: {bad[0]}")
-        with open(kept.with_suffix(".tmp"), "wb") as file:
-            np.savez(file, key=key, bad=bad, names=list(images), images=list(images.values()))
-        os.replace(kept.with_suffix(".tmp"), kept)
-    found = np.load(kept)
+            raise SystemExit(f"{len(bad)} of {len(names)} pictures can't be read; first: {bad[0]}")
+        images = {name: x for name, x in zip(names, decoded) if not isinstance(x, str)}
+        pixels = torch.from_numpy(np.stack(list(images.values())))
+        found = {"key": key, "bad": bad, "names": list(images), "images": pixels}
+        save(kept, found)
     for reason in found["bad"]:
         print(f"left out: {reason}")
-    return found["images"], found["names"].tolist()
+    return found["images"].numpy(), {name: i for i, name in enumerate(found["names"])}
 
 
 class Dataset:
@@ -327,7 +321,7 @@ class Dataset:
     """
 
     def __init__(self, examples, images, tokenizer, config, order="image-first"):
-        """order: of picture and question in a row, "image-first" or "text-first"."""
+        """order: of picture and question, "image-first" or "text-first"."""
         self.images, self.tokenizer, self.config, self.order = images, tokenizer, config, order
         self.examples, self.rows = [], []  # a row: its prompt, and what is generated
         self.rows_of = defaultdict(list)  # picture -> indices of the rows about it
@@ -337,9 +331,8 @@ class Dataset:
                 self.rows_of[example.picture].append(len(self.rows))
                 self.rows.append((prompt, answer))
                 self.examples.append(example)
-        if left_out := len(examples) - len(self.examples):
-            print(f"left out: {left_out} of {len(examples)} texts, which have more than "
-                  f"{config.context} tokens")
+        if left_out := len(examples) - len(self.rows):
+            print(f"left out: {left_out} of {len(examples)} texts, too long for the context")
 
     def layout(self, example):
         """Example -> (ids of the prompt, ids of what the model must produce)."""
@@ -348,15 +341,13 @@ class Dataset:
         if example.prompt is None:
             return [USER_ID, *picture], answer
         question = self.tokenizer.encode(example.prompt)
-        if self.order == "text-first":
-            return [USER_ID, *question, *picture, ASSISTANT_ID], answer
-        return [USER_ID, *picture, *question, ASSISTANT_ID], answer
+        body = question + picture if self.order == "text-first" else picture + question
+        return [USER_ID, *body, ASSISTANT_ID], answer
 
     def sample(self, pictures, rows, seed):
-        """Draw some pictures, and some rows about each -> indices of rows.
+        """Draw some pictures, and some rows about each -> indices of rows, fewer if there are few.
 
         A pure function of the seed: a run that is resumed needs no state to draw the same batches.
-        Rows about one picture are neighbors. A small data set gives smaller batches.
         """
         rng, indices = Random(seed), []
         for own in rng.sample(list(self.rows_of.values()), min(pictures, len(self.rows_of))):
@@ -373,20 +364,21 @@ class Dataset:
         prompts_only: those of `generate`, without the answers and padded on the left.
         """
         rows = [self.rows[i] for i in indices]
-        T = max(len(prompt) + len(answer) * (not prompts_only) for prompt, answer in rows)
+        if prompts_only:
+            rows = [(prompt, []) for prompt, _ in rows]
+        T = max(len(prompt) + len(answer) for prompt, answer in rows)
         ids = np.full((len(rows), T), PAD_ID)
         generated = np.zeros((len(rows), T), bool)
         for b, (prompt, answer) in enumerate(rows):
-            if prompts_only:
-                ids[b, T - len(prompt):] = prompt
-            else:
-                end = len(prompt) + len(answer)
-                ids[b, :end] = prompt + answer
-                generated[b, len(prompt):end] = True
+            start = T - len(prompt) if prompts_only else 0
+            middle = start + len(prompt)
+            stop = middle + len(answer)
+            ids[b, start:stop] = prompt + answer
+            generated[b, middle:stop] = True
         modality = np.full_like(ids, TEXT)
         modality[ids == IMAGE_ID] = IMAGE
         modality[ids == PAD_ID] = PAD
-        # Each picture once: several questions about it share one pass through the ViT.
+        # Each picture once: questions about it share one pass through the ViT.
         shown = [self.examples[i].picture for i in indices]
         pictures, image_index = np.unique(shown, return_inverse=True)
         batch = {"images": self.images[pictures], "image_index": image_index,

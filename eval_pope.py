@@ -14,12 +14,13 @@ import argparse
 import json
 import random
 from collections import Counter, defaultdict
+from os.path import getmtime, isfile
 from pathlib import Path
 
 from data import (NO_YES, Dataset, Example, check_line, exist_question, load_pictures, make_world,
                   read_folder, read_lines)
 from model import answer, pick_device
-from train import accuracy_by_kind, at_least, load
+from train import accuracy_by_kind, at_least, load, percents
 
 SPLITS = ("random", "popular", "adversarial")
 
@@ -33,12 +34,11 @@ def build(objects, split, seed=0, pictures=500, least=3):
     """
     enough = [i for i, names in enumerate(objects) if len(names) >= max(1, least)]
     chosen = random.Random(seed).sample(enough, min(pictures, len(enough)))
-    frequency = Counter()
-    together = defaultdict(Counter)
+    frequency, together = Counter(), defaultdict(Counter)
     for i in chosen:
         frequency.update(objects[i])
         for name in objects[i]:
-            together[name].update(other for other in objects[i] if other != name)
+            together[name].update(objects[i])
     rng = random.Random(f"{seed} {split}")
     questions = []
     for i in chosen:
@@ -94,20 +94,21 @@ def ask_own(run, scenes):
     """-> the figures of a run about its own data, as in eval.json."""
     options, size = run[2]["options"], run[0].config.image_size
     if options["data"]:
-        split = read_folder(options["data"], size, options["seed"])[1]
+        _, split = read_folder(options["data"], size, options["seed"])
+        least = 1  # object in a picture
     else:
         split = make_world("test", scenes, 0, size)
+        least = 3
     figures = {}
     for name in SPLITS if any(split.objects) else ():
-        pope = build(split.objects, name, least=1 if options["data"] else 3)
+        pope = build(split.objects, name, least=least)
         examples = [Example(i, exist_question(object), label, name) for i, object, label in pope]
-        answers = ask(run, split.images, examples)
-        figures[name] = score(answers, [label for _, _, label in pope])
+        figures[name] = score(ask(run, split.images, examples), [e.answer for e in examples])
     if split.questions:
         answers = ask(run, split.images, split.questions)
-        right = [given == example.answer for given, example in zip(answers, split.questions)]
+        wanted = [example.answer for example in split.questions]
         figures["kinds"] = accuracy_by_kind(split.questions, answers)
-        figures["accuracy"] = sum(right) / len(right)
+        figures["accuracy"] = sum(a == b for a, b in zip(answers, wanted)) / len(wanted)
     return figures
 
 
@@ -122,16 +123,15 @@ def ask_official(run, path, folder, out):
         if question["label"] not in NO_YES or "question_id" not in question:
             raise SystemExit(f'{where}: wanted are "label", yes or no, and "question_id"')
         questions.append(question)
-    names = sorted({q["image"] for q in questions if (folder / q["image"]).is_file()})
-    if not names:
+    there = sorted(q["image"] for q in questions if isfile(folder / q["image"]))
+    if not there:
         raise SystemExit(f"{folder}: none of the pictures that {path} asks about is here")
     size = run[0].config.image_size
-    images, names = load_pictures(folder, names, size, out.parent / f".pope-{size}px.npz")
-    asked = [q for q in questions if q["image"] in names]
-    if len(asked) < len(questions):
-        print(f"{path}: {len(questions) - len(asked):,} of {len(questions):,} questions are left "
-              f"out, for {folder} lacks their pictures")
-    examples = [Example(names.index(q["image"]), q["text"], q["label"], "pope") for q in asked]
+    images, index = load_pictures(folder, there, size, out.parent / f".pope-{size}px.pt")
+    asked = [q for q in questions if q["image"] in index]
+    if left_out := len(questions) - len(asked):
+        print(f"{left_out} of {len(questions)} questions are left out: no picture in {folder}")
+    examples = [Example(index[q["image"]], q["text"], q["label"], "pope") for q in asked]
     answers = ask(run, images, examples)
     with open(out, "w") as file:  # in the official format
         for q, text in zip(asked, answers):
@@ -154,7 +154,7 @@ def main():
     options = parser.parse_args()
     if bool(options.pope) != bool(options.images):
         parser.error("--pope and --images go together: questions, and the folder of their pictures")
-    made = sorted(Path("runs").glob("*/model.pt"), key=lambda path: path.stat().st_mtime)
+    made = sorted(Path("runs").glob("*/model.pt"), key=getmtime)
     paths = options.runs or [path.parent for path in made[-1:]]
     if not paths:
         raise SystemExit("no trained model under runs/; `python train.py` makes one")
@@ -163,22 +163,17 @@ def main():
         out = path if path.is_dir() else path.parent
         figures = {} if options.pope else ask_own(run, options.scenes)
         for file in options.pope or ():
-            split = next((name for name in SPLITS if name in Path(file).stem), Path(file).stem)
+            split = Path(file).stem.split("_")[-1]
             answers = out / f"pope_{split}_answers.jsonl"
             figures[split] = ask_official(run, file, Path(options.images), answers)
         (out / "eval.json").write_text(json.dumps(figures, indent=1) + "\n")
-        show(path, run[2], figures)
-
-
-def show(path, checkpoint, figures):
-    """Print the figures of one run, in percent."""
-    trained = checkpoint["finished"] and checkpoint["stage"] == "sft"
-    note = "" if trained else ", NOT FINE-TUNED TO THE END"
-    print(f"\n{path}: {checkpoint['options']['attention']}{note}")
-    for name, shares in figures.items():
-        if name == "accuracy":
-            name, shares = "all questions", {"accuracy": shares}
-        print(f"{name:14}" + "".join(f"  {key} {100 * x:.1f}" for key, x in shares.items()))
+        trained = run[2]["finished"] and run[2]["stage"] == "sft"
+        note = "" if trained else ", NOT FINE-TUNED TO THE END"
+        print(f"\n{path}: {run[0].attention}{note}")
+        for name, shares in figures.items():
+            if name == "accuracy":  # of all questions
+                shares = {"share": shares}
+            print(f"{name:14}{percents(shares)}")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ KINDS = ("causal", "image", "prefix", "mma")
 def may_attend(q_pos, k_pos, q_modality, k_modality, q_turn, k_turn, q_generated, attention):
     """Whether the token at q may look at the token at k. Broadcasts over any shapes; returns bool.
 
-    The one place where the rule is written: `attention_mask` calls it on a whole (B, T, T) grid,
-    `mask_mod` on single positions inside FlexAttention. Every kind of attention is causal (k is not
-    later than q) and opens some pairs within one turn besides:
+    The one place where the rule is written: FlexAttention calls it on single positions,
+    `attention_mask` on a whole (B, 1, T, T) grid. Every kind of attention is causal (k is not later
+    than q) and opens some pairs within one turn besides:
 
     causal: nothing.
     image:  the tokens of one non-text modality see one another.
@@ -46,16 +46,25 @@ def may_attend(q_pos, k_pos, q_modality, k_modality, q_turn, k_turn, q_generated
     return (real & allowed) | ((q_modality == PAD) & (q_pos == k_pos))
 
 
-def turns(generated):
-    """(B, T) bool -> (B, T): the number of generated tokens up to and including each position.
+def mask_mod(modality, generated, attention="mma"):
+    """The rule as a function (b, h, q, k) -> bool of indices: row, head, and the two positions.
 
-    Each generated token raises the number, so a position opens nothing that is generated after it:
-    what must be predicted never reaches the prediction, through any number of layers.
-    What follows for conversations (picture, question 1, answer 1, question 2, answer 2): the image
-    sees the question of its own turn, question 1. To let it see question 2, make that an example of
-    its own, with the turns before it as prompt (generated = False).
+    FlexAttention takes it: `create_block_mask(mask_mod(...), B, None, T, T)`. Takes and raises what
+    `attention_mask` does.
     """
-    return generated.cumsum(1)
+    check(modality, generated, attention)
+    # Each generated token begins a turn, so a position opens nothing that is generated after it:
+    # what must be predicted never reaches the prediction, through any number of layers.
+    # In a conversation (picture, question 1, answer 1, question 2, answer 2) the image sees the
+    # question of its own turn, question 1. To let it see question 2, make that an example of its
+    # own, with the turns before it as prompt (generated = False).
+    turn = generated.cumsum(1)
+
+    def mod(b, h, q, k):
+        return may_attend(q, k, modality[b, q], modality[b, k], turn[b, q], turn[b, k],
+                          generated[b, q], attention)
+
+    return mod
 
 
 def attention_mask(modality, generated, attention="mma"):
@@ -73,40 +82,20 @@ def attention_mask(modality, generated, attention="mma"):
     >>> attention_mask(modality, generated, "mma")[0, 0].int().tolist()
     [[1, 0, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
     """
-    check(modality, generated, attention)
-    pos = torch.arange(modality.shape[1], device=modality.device)
-    turn = turns(generated)
-    allowed = may_attend(
-        pos[:, None], pos[None, :],
-        modality[:, :, None], modality[:, None, :],
-        turn[:, :, None], turn[:, None, :],
-        generated[:, :, None], attention,
-    )  # (B, T, T)
-    return allowed[:, None]
-
-
-def mask_mod(modality, generated, attention="mma"):
-    """The same rule for FlexAttention: `create_block_mask(mask_mod(...), B, None, T, T)`.
-
-    Takes and raises what `attention_mask` does. Returns a function (b, h, q_idx, kv_idx) -> bool.
-    """
-    check(modality, generated, attention)
-    turn = turns(generated)
-
-    def mod(b, h, q, k):
-        return may_attend(q, k, modality[b, q], modality[b, k], turn[b, q], turn[b, k],
-                          generated[b, q], attention)
-
-    return mod
+    mod = mask_mod(modality, generated, attention)
+    B, T = modality.shape
+    row = torch.arange(B, device=modality.device)[:, None, None, None]
+    pos = torch.arange(T, device=modality.device)
+    return mod(row, None, pos[:, None], pos)  # (B, 1, T, T)
 
 
 def check(modality, generated, attention):
     """Raise ValueError unless the arguments are what `attention_mask` says."""
     if attention not in KINDS:
         raise ValueError(f"unknown attention {attention!r}: choose one of {', '.join(KINDS)}")
-    if modality.dim() != 2 or modality.shape != generated.shape:
-        shapes = f"{tuple(modality.shape)} and {tuple(generated.shape)}"
-        raise ValueError(f"modality and generated must both be (B, T), but are {shapes}")
+    shape, other = tuple(modality.shape), tuple(generated.shape)
+    if len(shape) != 2 or shape != other:
+        raise ValueError(f"modality and generated must both be (B, T), but are {shape} and {other}")
     if modality.is_floating_point() or not modality.is_signed():
         raise ValueError(f"modality must hold signed integers, but its dtype is {modality.dtype}")
     if generated.dtype != torch.bool:

@@ -6,6 +6,7 @@ vectors, some from the picture and some from the token embedding, and a mask of 
 Shapes: B rows, T positions, D width, H heads, N pictures, n image tokens a picture (one a patch),
 S positions in the KV cache, V vocabulary.
 """
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -40,8 +41,8 @@ class Tokenizer:
         counts = Counter()
         for text in texts:
             counts.update(cls.PIECE.findall(text))
-        twice = [piece for piece, count in counts.items() if count > 1]
-        twice.sort(key=lambda piece: (-counts[piece], piece))
+        twice = [piece for piece in sorted(counts) if counts[piece] > 1]
+        twice.sort(key=counts.get, reverse=True)  # equal counts stay in alphabetical order
         return cls(twice[:max_words])
 
     def encode(self, text):
@@ -95,11 +96,10 @@ class Attention(nn.Module):
 
     def split(self, x):
         """x: (B, T, D) -> queries, keys and values, (B, H, T, D/H) each."""
-        B, T, D = x.shape
-        size = D // self.heads
-        qkv = self.qkv(x).view(B, T, 3, self.heads, size)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D/H) each
-        return F.layer_norm(q, [size]), F.layer_norm(k, [size]), v
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (B, T, 3, H, D/H)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        size = q.shape[-1:]
+        return F.layer_norm(q, size), F.layer_norm(k, size), v
 
     def forward(self, x, mask=None, cache=None):
         """x: (B, T, D) -> (B, T, D); mask: None or (B, 1, T, S) bool; cache: None or a list.
@@ -109,10 +109,10 @@ class Attention(nn.Module):
         q, k, v = self.split(x)
         if q.is_cpu and q.dtype == torch.bfloat16:  # its backward pass is ten times slower there
             q, k, v = q.float(), k.float(), v.float()
+        if cache:  # keys and values of the positions before
+            k = torch.cat([cache[0], k], dim=2)
+            v = torch.cat([cache[1], v], dim=2)
         if cache is not None:
-            if cache:  # keys and values of the positions before
-                k = torch.cat([cache[0], k], dim=2)
-                v = torch.cat([cache[1], v], dim=2)
             cache[:] = k, v  # (B, H, S, D/H)
         with torch.autocast("cpu", enabled=False):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, T, D/H)
@@ -165,10 +165,7 @@ class ViT(nn.Module):
 
 
 class MultimodalGPT(nn.Module):
-    """ViT, projector and decoder.
-
-    `attention` is the mask, one of mma.KINDS. It is no part of the weights: set it at any time.
-    """
+    """ViT, projector and decoder. `attention`, one of mma.KINDS, may be changed at any time."""
 
     def __init__(self, config, attention="causal"):
         super().__init__()
@@ -205,9 +202,9 @@ class MultimodalGPT(nn.Module):
             image_tokens = image_tokens[image_index]  # (M, n, D)
         image_tokens = image_tokens.flatten(0, 1).to(x.dtype)
         is_image = modality == IMAGE
-        if ids.is_cpu and is_image.sum() != len(image_tokens):
-            raise ValueError(f"{is_image.sum()} positions for image tokens, but "
-                             f"{len(image_tokens)} image tokens")
+        wanted, given = is_image.sum(), len(image_tokens)
+        if ids.is_cpu and wanted != given:
+            raise ValueError(f"{wanted} positions for image tokens, but {given} image tokens")
         return x.masked_scatter(is_image[..., None], image_tokens)
 
     def forward(self, images, ids, modality, generated, labels=None, image_index=None):
@@ -216,14 +213,14 @@ class MultimodalGPT(nn.Module):
         images:      (N, image_size, image_size, 3) uint8, or None where no row has a picture.
         ids:         (B, T) int64 token ids, anything where image tokens go.
         modality:    (B, T) integers, generated: (B, T) bool, see `mma.attention_mask`.
-        labels:      (B, T) int64 or None: the id where one must be predicted, else IGNORE.
-                     Position t is predicted from the positions before it: the shift is made here.
-        image_index: (M,) int64 or None: which of the N pictures is the m-th one in the batch, row
-                     by row; questions about one picture then share one pass through the ViT.
+        labels:      (B, T) int64: the id where one must be predicted from those before it, else
+                     IGNORE.
+        image_index: (M,) int64: which of the N pictures is the m-th one in the batch, row by row;
+                     questions about one picture then share one pass through the ViT.
         Returns (logits, loss): without labels (B, T, V) and None; with labels the logits that the
         loss was computed from, (number of labels, V), and their mean cross-entropy.
-        Raises ValueError if pictures and positions for them do not match (on a CPU), or if a row is
-        longer than the context; see `mma.attention_mask` for the rest.
+        Raises ValueError if pictures and positions for them do not match (on a CPU), if a row is
+        longer than the context, and where `mma.attention_mask` does.
         """
         if ids.shape[1] > self.config.context:
             raise ValueError(f"{ids.shape[1]} positions, but the context is {self.config.context}")
@@ -233,7 +230,7 @@ class MultimodalGPT(nn.Module):
             x = block(x, self.mask(modality, generated, layer))
         if labels is None:
             return self.logits(x), None
-        labels = labels[:, 1:]
+        labels = labels[:, 1:]  # position t is predicted at t - 1
         asked = labels != IGNORE
         logits = self.logits(x[:, :-1][asked])  # only there: most positions need none
         return logits, F.cross_entropy(logits.float(), labels[asked])
@@ -248,7 +245,6 @@ class MultimodalGPT(nn.Module):
         """Continue prompts with the likeliest token, until each row has produced `end`.
 
         images, ids, modality, image_index: as in `forward`; shorter rows are padded on the left.
-        max_new_tokens, end: most tokens to add to a row, and the id that ends it.
         generated: (B, T) bool, True for answers of earlier turns in the prompt; default: none.
         Returns (B, <= max_new_tokens) int64; after a row's `end` only `end` follows.
         Raises ValueError for padding on the right and for more positions than the context.
@@ -271,8 +267,8 @@ class MultimodalGPT(nn.Module):
         x = self.embed(images, ids, modality, image_index)  # (B, T, D)
         tokens = []
         ended = torch.zeros(B, dtype=torch.bool, device=ids.device)
-        start, stop = 0, T  # the positions that go through the decoder now
-        while len(tokens) < max_new_tokens and not ended.all():
+        start = 0
+        for stop in range(T, T + max_new_tokens):  # start to stop: what goes through the blocks now
             x = x + self.position(positions[:, start:stop])
             for block, mask, cache in zip(self.blocks, masks, caches):
                 x = block(x, mask[:, :, start:stop, :stop], cache)
@@ -280,25 +276,24 @@ class MultimodalGPT(nn.Module):
             token = token.masked_fill(ended, end)
             tokens.append(token)
             ended |= token == end
+            if ended.all():
+                break
             x = self.token(token)[:, None]  # (B, 1, D)
-            start, stop = stop, stop + 1
+            start = stop
         return torch.stack(tokens, 1)
 
 
 def make_optimizers(model, muon_lr, adam_lr):
     """Muon (Jordan et al. 2024) for the matrices between hidden layers, AdamW for everything else.
 
-    The patch embedding and the projector are such matrices: they mix features.
+    The patch embedding and the projector are such matrices: they mix features. Frozen parameters
+    have no gradient, so an optimizer leaves them alone.
     """
     matrices, rest = [], []
     for name, p in model.named_parameters():
-        if not p.requires_grad:
-            continue
         embedding = "token" in name or "position" in name
-        if p.dim() == 2 and not embedding:
-            matrices.append(p)
-        else:
-            rest.append(p)
+        group = matrices if p.dim() == 2 and not embedding else rest
+        group.append(p)
     return [
         torch.optim.Muon(matrices[::2], muon_lr, weight_decay=0),  # halves, for two threads
         torch.optim.Muon(matrices[1::2], muon_lr, weight_decay=0),
@@ -306,15 +301,13 @@ def make_optimizers(model, muon_lr, adam_lr):
     ]
 
 
-# Where it runs.
+# Where it runs, and where it is kept.
 
 def pick_device(name=None):
     """A torch.device: the named one, or the best there is."""
-    if name is None:
-        best = torch.accelerator.current_accelerator(check_available=True)
-        name = best.type if best else "cpu"
+    device = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
-        return torch.ones(1, device=name).device
+        return torch.ones(1, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch raises either, depending on the device
         raise SystemExit(f"--device {name}: not on this machine ({str(error).splitlines()[0]})")
 
@@ -328,13 +321,23 @@ def autocast(device):
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 
+def save(path, content):
+    """torch.save, but `path` is at every moment the whole old or the whole new file."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())  # on the disk before it gets its name
+    os.replace(temporary, path)
+
+
 def answer(model, dataset, max_new_tokens=8, batch_size=256):
     """Let a model answer all prompts of a `data.Dataset`, greedily -> list of texts."""
     device = model.token.weight.device
     texts = []
-    for start in range(0, len(dataset.rows), batch_size):
-        indices = range(start, min(start + batch_size, len(dataset.rows)))
-        batch = dataset.batch(indices, device, prompts_only=True)
+    rows = range(len(dataset.rows))
+    for start in range(0, len(rows), batch_size):
+        batch = dataset.batch(rows[start:start + batch_size], device, prompts_only=True)
         room = model.config.context - batch["ids"].shape[1]
         with autocast(device):
             new = model.generate(**batch, max_new_tokens=min(max_new_tokens, room), end=EOS_ID)

@@ -27,10 +27,9 @@ from tqdm import tqdm
 from data import Dataset, make_world, read_folder
 from mma import KINDS
 from model import (Config, MultimodalGPT, Tokenizer, answer, autocast, make_optimizers,
-                   pick_device)
+                   pick_device, save)
 
 STAGES = ("pretrain", "sft")
-ORDERS = ("image-first", "text-first")  # of picture and question in a row
 LOG_EVERY = 20  # steps between two losses in the log; the run is saved only there
 EVAL_EVERY = 100  # steps between two validations
 VAL_SCENES = 128
@@ -63,7 +62,7 @@ def parse(arguments=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add, count, share = parser.add_argument, at_least(1), at_least(0, float)
     add("--attention", choices=KINDS, default="mma", help="mask of fine-tuning")
-    add("--order", choices=ORDERS, default="image-first", help="of picture and question in a row")
+    add("--order", choices=("image-first", "text-first"), default="image-first", help="of a row")
     add("--data", metavar="FOLDER", help="your own pictures (default: the picture world)")
     add("--pretrained", metavar="FILE", help="fine-tune this pretrained.pt of another run")
     add("--resume", metavar="RUN", help="go on with an interrupted run; takes no other option")
@@ -77,7 +76,7 @@ def parse(arguments=None):
     add("--vit-layers", type=count, default=3, help="blocks of the ViT")
     add("--image-size", type=count, default=64, help="pixels a side of a picture")
     add("--scenes", type=count, default=20_000, help="training scenes of the picture world")
-    add("--batch-size", type=at_least(2), default=64, help="pictures in a batch, a quarter of it in sft")
+    add("--batch-size", type=at_least(2), default=64, help="pictures in a batch; sft: a quarter")
     add("--questions", type=count, default=8, help="questions about each picture of a batch")
     add("--pretrain-steps", type=at_least(0), default=750, help="steps of the first stage")
     add("--sft-steps", type=at_least(0), default=800, help="steps of the second stage")
@@ -92,30 +91,17 @@ def parse(arguments=None):
     return parser.parse_args(arguments)
 
 
-# Checkpoints.
-
-def save(path, checkpoint):
-    """Write a dict so that `path` is at every moment the whole old or the whole new file."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())  # on the disk before it gets its name
-    os.replace(temporary, path)
-
-
 def load(path, device="cpu"):
     """A checkpoint, or the run with it -> (MultimodalGPT on `device`, Tokenizer, checkpoint dict).
 
     weights_only: the file runs no code. SystemExit, with one line, if it is no whole checkpoint.
     """
-    path = Path(path)
-    path = path / "model.pt" if path.is_dir() else path
+    path = Path(path) / "model.pt" if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise SystemExit(f"{path}: no such checkpoint; `python train.py` makes one")
     try:
-        if damaged := zipfile.ZipFile(path).testzip():  # torch.load does not look at checksums
-            raise ValueError(f"wrong checksum of {damaged}")
+        if zipfile.ZipFile(path).testzip():  # torch.load does not look at checksums
+            raise ValueError("wrong checksum")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         with torch.device("meta"):  # takes no memory: the weights come from the file
             model = MultimodalGPT(Config(**checkpoint["config"]))
@@ -125,12 +111,9 @@ def load(path, device="cpu"):
         if len(tokenizer.pieces) != model.config.vocab_size:
             raise ValueError("vocabulary and configuration differ")
     except Exception as error:  # damaged files raise nearly every kind there is
-        reason = repr(str(error))[:200]
-        raise SystemExit(f"{path}: damaged, or no checkpoint of this program ({reason})")
+        raise SystemExit(f"{path}: damaged, or no checkpoint of this program ({error!r:.200})")
     return model.to(device).eval(), tokenizer, checkpoint
 
-
-# Training.
 
 def accuracy_by_kind(examples, answers):
     """-> dict of question kind -> share of answers that are exactly right."""
@@ -139,6 +122,11 @@ def accuracy_by_kind(examples, answers):
         asked[example.kind] += 1
         right[example.kind] += given == example.answer
     return {kind: right[kind] / asked[kind] for kind in asked}
+
+
+def percents(shares):
+    """dict of name -> share, as text: "exist 97.5  color 88.0"."""
+    return "  ".join(f"{name} {100 * share:.1f}" for name, share in shares.items())
 
 
 class Trainer:
@@ -150,11 +138,10 @@ class Trainer:
         self.device = pick_device(options.device)
         self.model, self.tokenizer = model.to(self.device), tokenizer
         self.log = []
-        # On a CPU two halves of a batch side by side, each with half of the cores, are 1.6 times as
-        # fast as one after the other. Not more than two: a + b is the same number as b + a,
-        # whichever gradient comes first, so the same seed gives the same run.
+        # On a CPU two halves of a batch side by side are 1.6 times as fast as one after the other.
+        # Not more than two: a + b is b + a, so the same seed gives the same run.
         self.halves = 2 if self.device.type == "cpu" and WORLD == 1 else 1
-        cores = max(1, torch.get_num_threads() // self.halves)
+        cores = max(1, torch.get_num_threads() // self.halves)  # of each half
         self.pool = ThreadPoolExecutor(self.halves, initializer=torch.set_num_threads,
                                        initargs=[cores])
 
@@ -164,12 +151,12 @@ class Trainer:
         train, val = self.splits
         self.stage, self.step = stage, 0
         if stage == "pretrain":
-            self.steps, self.rate = options.pretrain_steps, options.pretrain_lr
+            self.steps, rate = options.pretrain_steps, options.pretrain_lr
             self.size = options.batch_size, 1  # pictures in a batch, and rows about each
             examples, held_out = train.captions, val.captions
             self.model.attention = "causal"
         else:
-            self.steps, self.rate = options.sft_steps, options.sft_lr
+            self.steps, rate = options.sft_steps, options.sft_lr
             self.size = max(1, options.batch_size // 4), options.questions
             examples, held_out = train.questions, val.questions
             self.model.attention = options.attention
@@ -180,7 +167,7 @@ class Trainer:
         # taught the ViT. LLaVA freezes its vision encoder too.
         self.model.vit.requires_grad_(stage == "pretrain" or options.train_vit)
         self.parallel = DistributedDataParallel(self.model) if WORLD > 1 else self.model
-        self.optimizers = make_optimizers(self.model, self.rate, ADAM_SHARE * self.rate)
+        self.optimizers = make_optimizers(self.model, rate, ADAM_SHARE * rate)
 
     def train(self):
         """Both stages, from where the run stands to the end."""
@@ -199,11 +186,10 @@ class Trainer:
             losses.append(self.train_step())
             self.step += 1
             bar.update()
-            last = self.step == self.steps
-            if self.step % LOG_EVERY == 0 or last:
+            if self.step % LOG_EVERY == 0 or self.step == self.steps:
                 self.write_log(losses, bar)
                 losses = []
-                if time.monotonic() - saved >= self.options.save_every or last:
+                if time.monotonic() - saved >= self.options.save_every:
                     self.save()
                     saved = time.monotonic()
         bar.close()
@@ -220,17 +206,17 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = factor * optimizer.defaults["lr"]
         list(self.pool.map(lambda optimizer: optimizer.step(), self.optimizers))
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
+        self.model.zero_grad()
         return sum(losses)
 
     def backward(self, indices, tokens):
         """Add the gradients of some rows of a batch; returns their share of its loss.
 
-        The loss is the mean over the generated `tokens` of the whole batch, however that is shared:
-        each part is weighed by its own number of them.
+        The loss is the mean over all generated `tokens` of the batch, so each part weighs as many
+        as it has.
         """
-        loss = self.loss(self.data, indices) * (self.data.generated_tokens(indices) / tokens)
+        share = self.data.generated_tokens(indices) / tokens
+        loss = self.loss(self.data, indices) * share
         (loss * WORLD).backward()  # DistributedDataParallel averages the processes' gradients
         return loss.detach()
 
@@ -241,23 +227,24 @@ class Trainer:
 
     def write_log(self, losses, bar):
         """Add a line to the log, which is part of the checkpoint; metrics.jsonl is a copy of it."""
-        mean = torch.stack(losses).mean()
+        loss = torch.stack(losses).mean()
         if WORLD > 1:
-            dist.all_reduce(mean)
-        loss = mean.item()
+            dist.all_reduce(loss)
+        loss = loss.item()
         rate = self.optimizers[0].param_groups[0]["lr"]
         if not math.isfinite(loss):
-            raise SystemExit(f"the loss is {loss} at step {self.step} of {self.stage}, learning "
-                             f"rate {rate:.2g}; the checkpoint of an earlier step stays")
-        bar.set_postfix(loss=f"{loss:.3f}")
-        line = {"stage": self.stage, "step": self.step, "loss": loss, "lr": rate}
+            where = f"step {self.step} of {self.stage}, learning rate {rate:.2g}"
+            raise SystemExit(f"the loss is {loss} at {where}; the last checkpoint stays")
         if RANK > 0:
             return
+        bar.set_postfix(loss=f"{loss:.3f}")
+        line = {"stage": self.stage, "step": self.step, "loss": loss, "lr": rate}
         if self.step % EVAL_EVERY == 0 or self.step == self.steps:
             line |= self.evaluate(bar)
         self.log.append(line)
-        lines = [json.dumps(line) + "\n" for line in self.log]
-        (self.folder / "metrics.jsonl").write_text("".join(lines))
+        with open(self.folder / "metrics.jsonl", "w") as file:
+            for line in self.log:
+                file.write(json.dumps(line) + "\n")
 
     def evaluate(self, bar):
         """Show and return the loss of held-out captions, or the accuracy of each question kind."""
@@ -267,10 +254,8 @@ class Trainer:
                 loss = self.loss(self.val, rows[:VAL_SCENES]).item()
             bar.write(f"pretrain {self.step}: loss of held-out captions {loss:.3f}")
             return {"val_loss": loss}
-        answers = answer(self.model, self.val)
-        accuracy = accuracy_by_kind(self.val.examples, answers)
-        shares = [f"{kind} {100 * share:.1f}%" for kind, share in accuracy.items()]
-        bar.write(f"{self.stage} {self.step}: {'  '.join(shares)}")
+        accuracy = accuracy_by_kind(self.val.examples, answer(self.model, self.val))
+        bar.write(f"{self.stage} {self.step}: {percents(accuracy)}")
         return {"accuracy": accuracy}
 
     def save(self, name="model.pt", finished=False):
@@ -309,24 +294,20 @@ def start(options):
         print("no questions: no fine-tuning")
         options.sft_steps = 0
     if not options.pretrained:
-        model, tokenizer = build(options, train.captions + train.questions)
+        examples = train.captions + train.questions
+        tokenizer = Tokenizer.build(text for e in examples for text in (e.prompt or "", e.answer))
+        sizes = {name: getattr(options, name) for name in SIZES}
+        torch.manual_seed(options.seed)
+        try:
+            model = MultimodalGPT(Config(len(tokenizer.pieces), **sizes))
+        except ValueError as error:
+            raise SystemExit(f"these sizes do not fit together: {error}")
     trainer = Trainer(options, folder, model, tokenizer, splits)
     trainer.begin("pretrain" if options.pretrain_steps else "sft")
     if RANK == 0:
         folder.mkdir(parents=True, exist_ok=True)
     trainer.save()  # from now on there is something to resume
     return trainer
-
-
-def build(options, examples):
-    """A new model for these options, and a Tokenizer for these examples."""
-    tokenizer = Tokenizer.build(text for e in examples for text in (e.prompt or "", e.answer))
-    sizes = {name: getattr(options, name) for name in SIZES}
-    torch.manual_seed(options.seed)
-    try:
-        return MultimodalGPT(Config(len(tokenizer.pieces), **sizes)), tokenizer
-    except ValueError as error:
-        raise SystemExit(f"these sizes do not fit together: {error}")
 
 
 def resume(folder):
