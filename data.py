@@ -31,7 +31,7 @@ Split = namedtuple("Split", "images captions questions objects")
 
 SIZE = 64  # side of a picture in pixels
 COMMON = ("star", "flower", "key", "shell")  # they lie anywhere
-THEMES = {  # these mostly stay in their theme; from frequent to rare
+THEMES = {  # as in photographs, these mostly stay in their theme; from frequent to rare
     "sky": ("cloud", "sun", "moon"),
     "land": ("tree", "house", "car"),
     "sea": ("fish", "boat", "anchor"),
@@ -52,11 +52,7 @@ Scene = namedtuple("Scene", "theme objects")
 
 
 def make_scene(seed):
-    """The Scene of an integer seed: 5 to 9 objects in random order.
-
-    As in photographs, some objects are frequent everywhere and most go with the background: even a
-    model that cannot see could guess well.
-    """
+    """The Scene of an integer seed: 5 to 9 objects in random order."""
     rng = Random(seed)
     theme = rng.choice(list(THEMES))
     objects = []
@@ -109,8 +105,7 @@ def draw(scene, size=SIZE):
 def caption(scene):
     """All objects, as short as in a telegram: "top-left red fish, blue cup center".
 
-    In random order, and every other one before its place: so the model learns both what is at a
-    place and where a thing is, as the questions ask.
+    Every other one before its place: questions ask both what is at a place and where a thing is.
     """
     phrases = []
     for i, o in enumerate(scene.objects):
@@ -187,7 +182,6 @@ def make_world(part, n, seed=0, size=SIZE):
 #     {"image": "cats/1.jpg", "question": "What color is it?", "answer": "black", "kind": "color"}
 #     {"image": "cats/1.jpg", "caption": "A black cat on a sofa."}
 #     {"image": "cats/1.jpg", "objects": ["cat", "sofa"]}
-
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # for others Pillow may start programs
 
 
@@ -345,9 +339,9 @@ class Dataset:
         return [USER_ID, *body, ASSISTANT_ID], answer
 
     def sample(self, pictures, rows, seed):
-        """Draw some pictures, and some rows about each -> indices of rows, fewer if there are few.
+        """Draw some pictures, and some rows about each -> indices of rows.
 
-        A pure function of the seed: a run that is resumed needs no state to draw the same batches.
+        A pure function of the seed: a resumed run draws the same batches without any state.
         """
         rng, indices = Random(seed), []
         for own in rng.sample(list(self.rows_of.values()), min(pictures, len(self.rows_of))):
@@ -359,10 +353,7 @@ class Dataset:
         return sum(len(self.rows[i][1]) for i in indices)
 
     def batch(self, indices, device="cpu", prompts_only=False):
-        """Rows -> the arguments of `MultimodalGPT.forward`, padded on the right.
-
-        prompts_only: those of `generate`, without the answers and padded on the left.
-        """
+        """Rows -> arguments of `forward`, padded on the right, or of `generate`, on the left."""
         rows = [self.rows[i] for i in indices]
         if prompts_only:
             rows = [(prompt, []) for prompt, _ in rows]

@@ -28,9 +28,9 @@ SPLITS = ("random", "popular", "adversarial")
 def build(objects, split, seed=0, pictures=500, least=3):
     """The POPE questions of one split, made as by the official builder (AoiDragon/POPE, utils.py).
 
-    objects: for each picture the names of the objects in it. `pictures` of those that show at least
-    `least` are asked about; frequencies are counted over these. Each of the first three objects is
-    followed by an absent one. Returns a list of (index of the picture, object, "yes" or "no").
+    objects: for each picture the names of the objects in it. `pictures` that show at least `least`
+    of them are chosen, counted and asked about: each of the first three objects is followed by an
+    absent one. Returns a list of (index of the picture, object, "yes" or "no").
     """
     enough = [i for i, names in enumerate(objects) if len(names) >= max(1, least)]
     chosen = random.Random(seed).sample(enough, min(pictures, len(enough)))
@@ -66,9 +66,7 @@ def verdict(answer):
 
 def score(answers, labels):
     """Free-text answers and labels -> dict of shares; "yes" is positive, and x/0 is 0."""
-    counts = Counter()
-    for given, label in zip(answers, labels):
-        counts[verdict(given), label] += 1
+    counts = Counter(zip(map(verdict, answers), labels))
     tp, fp = counts["yes", "yes"], counts["yes", "no"]  # true and false positives
     fn, tn = counts["no", "yes"], counts["no", "no"]
     asked = max(1, len(labels))
@@ -92,16 +90,15 @@ def ask(run, images, examples):
 
 def ask_own(run, scenes):
     """-> the figures of a run about its own data, as in eval.json."""
-    options, size = run[2]["options"], run[0].config.image_size
+    model, _, checkpoint = run
+    options, size = checkpoint["options"], model.config.image_size
     if options["data"]:
         _, split = read_folder(options["data"], size, options["seed"])
-        least = 1  # object in a picture
     else:
         split = make_world("test", scenes, 0, size)
-        least = 3
     figures = {}
     for name in SPLITS if any(split.objects) else ():
-        pope = build(split.objects, name, least=least)
+        pope = build(split.objects, name, least=1 if options["data"] else 3)
         examples = [Example(i, exist_question(object), label, name) for i, object, label in pope]
         figures[name] = score(ask(run, split.images, examples), [e.answer for e in examples])
     if split.questions:
@@ -113,10 +110,7 @@ def ask_own(run, scenes):
 
 
 def ask_official(run, path, folder, out):
-    """-> the figures of a run on an official POPE file; its answers go to the file `out`.
-
-    folder: of the pictures. Questions whose picture is not there are left out and counted.
-    """
+    """-> the figures of a run on an official POPE file; its answers go to the file `out`."""
     questions = []
     for where, question in read_lines(path):
         check_line(where, folder, question, ["text", "label"])
@@ -148,8 +142,7 @@ def main():
     add("runs", nargs="*", help="run folders or checkpoints (default: the newest run)")
     add("--pope", metavar="FILE", nargs="+", help="ask these official POPE files; takes --images")
     add("--images", metavar="DIR", help="folder of the pictures that --pope asks about")
-    add("--scenes", type=at_least(1), default=1000,
-        help="test scenes of the picture world; POPE asks about up to 500 of them (default: 1000)")
+    add("--scenes", type=at_least(1), default=1000, help="test scenes to draw (default: 1000)")
     add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
     options = parser.parse_args()
     if bool(options.pope) != bool(options.images):
@@ -159,7 +152,7 @@ def main():
     if not paths:
         raise SystemExit("no trained model under runs/; `python train.py` makes one")
     for path in map(Path, paths):
-        run = load(path, pick_device(options.device))
+        run = model, _, checkpoint = load(path, pick_device(options.device))
         out = path if path.is_dir() else path.parent
         figures = {} if options.pope else ask_own(run, options.scenes)
         for file in options.pope or ():
@@ -167,9 +160,9 @@ def main():
             answers = out / f"pope_{split}_answers.jsonl"
             figures[split] = ask_official(run, file, Path(options.images), answers)
         (out / "eval.json").write_text(json.dumps(figures, indent=1) + "\n")
-        trained = run[2]["finished"] and run[2]["stage"] == "sft"
+        trained = checkpoint["finished"] and checkpoint["stage"] == "sft"
         note = "" if trained else ", NOT FINE-TUNED TO THE END"
-        print(f"\n{path}: {run[0].attention}{note}")
+        print(f"\n{path}: {model.attention}{note}")
         for name, shares in figures.items():
             if name == "accuracy":  # of all questions
                 shares = {"share": shares}

@@ -55,9 +55,8 @@ def mask_mod(modality, generated, attention="mma"):
     check(modality, generated, attention)
     # Each generated token begins a turn, so a position opens nothing that is generated after it:
     # what must be predicted never reaches the prediction, through any number of layers.
-    # In a conversation (picture, question 1, answer 1, question 2, answer 2) the image sees the
-    # question of its own turn, question 1. To let it see question 2, make that an example of its
-    # own, with the turns before it as prompt (generated = False).
+    # In a conversation (picture, question 1, answer 1, question 2, answer 2) the image sees only
+    # question 1. To show it question 2, make that an example with the turns before it as prompt.
     turn = generated.cumsum(1)
 
     def mod(b, h, q, k):

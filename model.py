@@ -23,9 +23,9 @@ PAD_ID, IMAGE_ID, USER_ID, ASSISTANT_ID, EOS_ID = range(len(SPECIALS))
 
 
 class Tokenizer:
-    """One token for each frequent word, UTF-8 bytes for everything else: nothing is ever unknown.
+    """Ids for the specials, then the 256 bytes, then frequent words with the space before them.
 
-    Ids: the specials, then the 256 bytes, then the words (a word carries the space before it).
+    A word that has no id is spelled in UTF-8 bytes: nothing is ever unknown.
     """
     PIECE = re.compile(r" ?\w+(?:-\w+)*| ?[^\w\s]|.", re.DOTALL)  # each character is in some piece
 
@@ -38,9 +38,7 @@ class Tokenizer:
     @classmethod
     def build(cls, texts, max_words=8192):
         """The vocabulary of an iterable of strings: the most frequent pieces that come twice."""
-        counts = Counter()
-        for text in texts:
-            counts.update(cls.PIECE.findall(text))
+        counts = Counter(piece for text in texts for piece in cls.PIECE.findall(text))
         twice = [piece for piece in sorted(counts) if counts[piece] > 1]
         twice.sort(key=counts.get, reverse=True)  # equal counts stay in alphabetical order
         return cls(twice[:max_words])
@@ -102,10 +100,7 @@ class Attention(nn.Module):
         return F.layer_norm(q, size), F.layer_norm(k, size), v
 
     def forward(self, x, mask=None, cache=None):
-        """x: (B, T, D) -> (B, T, D); mask: None or (B, 1, T, S) bool; cache: None or a list.
-
-        The list keeps the keys and values of this layer: each token is computed once.
-        """
+        """x: (B, T, D) -> (B, T, D); mask: (B, 1, T, S) bool; cache: a list of [k, v] so far."""
         q, k, v = self.split(x)
         if q.is_cpu and q.dtype == torch.bfloat16:  # its backward pass is ten times slower there
             q, k, v = q.float(), k.float(), v.float()
@@ -113,7 +108,7 @@ class Attention(nn.Module):
             k = torch.cat([cache[0], k], dim=2)
             v = torch.cat([cache[1], v], dim=2)
         if cache is not None:
-            cache[:] = k, v  # (B, H, S, D/H)
+            cache[:] = k, v  # (B, H, S, D/H) each
         with torch.autocast("cpu", enabled=False):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, T, D/H)
         return self.out(y.transpose(1, 2).reshape(x.shape))
@@ -213,8 +208,7 @@ class MultimodalGPT(nn.Module):
         images:      (N, image_size, image_size, 3) uint8, or None where no row has a picture.
         ids:         (B, T) int64 token ids, anything where image tokens go.
         modality:    (B, T) integers, generated: (B, T) bool, see `mma.attention_mask`.
-        labels:      (B, T) int64: the id where one must be predicted from those before it, else
-                     IGNORE.
+        labels:      (B, T) int64: the id where one must be predicted, else IGNORE.
         image_index: (M,) int64: which of the N pictures is the m-th one in the batch, row by row;
                      questions about one picture then share one pass through the ViT.
         Returns (logits, loss): without labels (B, T, V) and None; with labels the logits that the
@@ -222,8 +216,9 @@ class MultimodalGPT(nn.Module):
         Raises ValueError if pictures and positions for them do not match (on a CPU), if a row is
         longer than the context, and where `mma.attention_mask` does.
         """
-        if ids.shape[1] > self.config.context:
-            raise ValueError(f"{ids.shape[1]} positions, but the context is {self.config.context}")
+        T, context = ids.shape[1], self.config.context
+        if T > context:
+            raise ValueError(f"{T} positions, but the context is {context}")
         x = self.embed(images, ids, modality, image_index)  # (B, T, D)
         x = x + self.position(self.positions(modality))
         for layer, block in enumerate(self.blocks):
@@ -248,9 +243,7 @@ class MultimodalGPT(nn.Module):
         generated: (B, T) bool, True for answers of earlier turns in the prompt; default: none.
         Returns (B, <= max_new_tokens) int64; after a row's `end` only `end` follows.
         Raises ValueError for padding on the right and for more positions than the context.
-
-        The prompt goes through once; then each new token sees the cache. No position ever sees a
-        later generated token, so nothing in the cache changes when one comes.
+        No position ever sees a later generated token, so what is in the cache stays as it is.
         """
         B, T = ids.shape
         if T + max_new_tokens > self.config.context:
@@ -284,10 +277,9 @@ class MultimodalGPT(nn.Module):
 
 
 def make_optimizers(model, muon_lr, adam_lr):
-    """Muon (Jordan et al. 2024) for the matrices between hidden layers, AdamW for everything else.
+    """Muon (Jordan et al. 2024) for all matrices that mix features, AdamW for everything else.
 
-    The patch embedding and the projector are such matrices: they mix features. Frozen parameters
-    have no gradient, so an optimizer leaves them alone.
+    Frozen parameters have no gradient, so an optimizer leaves them alone.
     """
     matrices, rest = [], []
     for name, p in model.named_parameters():
@@ -301,15 +293,14 @@ def make_optimizers(model, muon_lr, adam_lr):
     ]
 
 
-# Where it runs, and where it is kept.
-
 def pick_device(name=None):
     """A torch.device: the named one, or the best there is."""
     device = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         return torch.ones(1, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch raises either, depending on the device
-        raise SystemExit(f"--device {name}: not on this machine ({str(error).splitlines()[0]})")
+        reason = str(error).splitlines()[0]
+        raise SystemExit(f"--device {name}: not on this machine ({reason})")
 
 
 def autocast(device):

@@ -29,7 +29,7 @@ from mma import KINDS
 from model import (Config, MultimodalGPT, Tokenizer, answer, autocast, make_optimizers,
                    pick_device, save)
 
-STAGES = ("pretrain", "sft")
+ORDERS = ("image-first", "text-first")
 LOG_EVERY = 20  # steps between two losses in the log; the run is saved only there
 EVAL_EVERY = 100  # steps between two validations
 VAL_SCENES = 128
@@ -62,7 +62,7 @@ def parse(arguments=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add, count, share = parser.add_argument, at_least(1), at_least(0, float)
     add("--attention", choices=KINDS, default="mma", help="mask of fine-tuning")
-    add("--order", choices=("image-first", "text-first"), default="image-first", help="of a row")
+    add("--order", choices=ORDERS, default=ORDERS[0], help="of picture and question in a row")
     add("--data", metavar="FOLDER", help="your own pictures (default: the picture world)")
     add("--pretrained", metavar="FILE", help="fine-tune this pretrained.pt of another run")
     add("--resume", metavar="RUN", help="go on with an interrupted run; takes no other option")
@@ -94,9 +94,10 @@ def parse(arguments=None):
 def load(path, device="cpu"):
     """A checkpoint, or the run with it -> (MultimodalGPT on `device`, Tokenizer, checkpoint dict).
 
-    weights_only: the file runs no code. SystemExit, with one line, if it is no whole checkpoint.
+    weights_only: the file runs no code. SystemExit, with one line, if it is damaged.
     """
-    path = Path(path) / "model.pt" if Path(path).is_dir() else Path(path)
+    path = Path(path)
+    path = path / "model.pt" if path.is_dir() else path
     if not path.is_file():
         raise SystemExit(f"{path}: no such checkpoint; `python train.py` makes one")
     try:
@@ -142,8 +143,7 @@ class Trainer:
         # Not more than two: a + b is b + a, so the same seed gives the same run.
         self.halves = 2 if self.device.type == "cpu" and WORLD == 1 else 1
         cores = max(1, torch.get_num_threads() // self.halves)  # of each half
-        self.pool = ThreadPoolExecutor(self.halves, initializer=torch.set_num_threads,
-                                       initargs=[cores])
+        self.pool = ThreadPoolExecutor(self.halves, "half", torch.set_num_threads, [cores])
 
     def begin(self, stage):
         """The start of a stage: its data, its mask, fresh optimizers."""
@@ -163,8 +163,7 @@ class Trainer:
         shared = self.tokenizer, self.model.config, options.order
         self.data = Dataset(examples, train.images, *shared)
         self.val = Dataset(held_out[:VAL], val.images, *shared)
-        # One or two answer tokens a row are a noisy signal: they would undo what the captions
-        # taught the ViT. LLaVA freezes its vision encoder too.
+        # Short answers are a noisy signal that would undo what captions taught the ViT.
         self.model.vit.requires_grad_(stage == "pretrain" or options.train_vit)
         self.parallel = DistributedDataParallel(self.model) if WORLD > 1 else self.model
         self.optimizers = make_optimizers(self.model, rate, ADAM_SHARE * rate)
@@ -210,12 +209,8 @@ class Trainer:
         return sum(losses)
 
     def backward(self, indices, tokens):
-        """Add the gradients of some rows of a batch; returns their share of its loss.
-
-        The loss is the mean over all generated `tokens` of the batch, so each part weighs as many
-        as it has.
-        """
-        share = self.data.generated_tokens(indices) / tokens
+        """Add the gradients of some rows of a batch; returns their share of its loss."""
+        share = self.data.generated_tokens(indices) / tokens  # the loss is the mean over tokens
         loss = self.loss(self.data, indices) * share
         (loss * WORLD).backward()  # DistributedDataParallel averages the processes' gradients
         return loss.detach()
@@ -266,16 +261,16 @@ class Trainer:
         save(self.folder / name, {
             "config": asdict(self.model.config), "words": self.tokenizer.words,
             "weights": self.model.state_dict(), "options": vars(self.options),
-            "finished": finished, "stage": self.stage, "step": self.step, "log": self.log,
-            "optimizers": optimizers})
+            "finished": finished, "stage": self.stage, "step": self.step,
+            "log": self.log, "optimizers": optimizers})
 
 
 def load_splits(options):
     """The two Splits to train and to validate on."""
     if options.data:
         return read_folder(options.data, options.image_size, options.seed)
-    return (make_world("train", options.scenes, options.seed, options.image_size),
-            make_world("val", VAL_SCENES, 0, options.image_size))
+    train = make_world("train", options.scenes, options.seed, options.image_size)
+    return train, make_world("val", VAL_SCENES, 0, options.image_size)
 
 
 def start(options):
@@ -304,8 +299,7 @@ def start(options):
             raise SystemExit(f"these sizes do not fit together: {error}")
     trainer = Trainer(options, folder, model, tokenizer, splits)
     trainer.begin("pretrain" if options.pretrain_steps else "sft")
-    if RANK == 0:
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     trainer.save()  # from now on there is something to resume
     return trainer
 
