@@ -103,9 +103,10 @@ def draw(scene, size=SIZE):
 
 
 def caption(scene):
-    """All objects, as short as in a telegram: "top-left red fish, blue cup center".
+    """All objects, as short as in a telegram: "top-left red fish, blue cup center, ...".
 
-    Every other one before its place: questions ask both what is at a place and where a thing is.
+    In random order, most as what is at a place, some as where a thing is. The first alone teaches
+    to see; but to find a thing, as questions want it, is learned several times sooner with both.
     """
     phrases = []
     for i, o in enumerate(scene.objects):
@@ -175,7 +176,6 @@ def make_world(part, n, seed=0, size=SIZE):
         names = [o.name for o in scenes[i].objects]
         split.objects.append(list(dict.fromkeys(names)))
     return split
-
 
 
 # Your own pictures: a folder with train.jsonl and perhaps val.jsonl, one JSON object a line:
@@ -353,7 +353,10 @@ class Dataset:
         return sum(len(self.rows[i][1]) for i in indices)
 
     def batch(self, indices, device="cpu", prompts_only=False):
-        """Rows -> arguments of `forward`, padded on the right, or of `generate`, on the left."""
+        """Rows -> arguments of `MultimodalGPT.forward`, padded on the left.
+
+        prompts_only: without the answers, for `generate`.
+        """
         rows = [self.rows[i] for i in indices]
         if prompts_only:
             rows = [(prompt, []) for prompt, _ in rows]
@@ -361,11 +364,9 @@ class Dataset:
         ids = np.full((len(rows), T), PAD_ID)
         generated = np.zeros((len(rows), T), bool)
         for b, (prompt, answer) in enumerate(rows):
-            start = T - len(prompt) if prompts_only else 0
-            middle = start + len(prompt)
-            stop = middle + len(answer)
-            ids[b, start:stop] = prompt + answer
-            generated[b, middle:stop] = True
+            middle = T - len(answer)
+            ids[b, middle - len(prompt):] = prompt + answer
+            generated[b, middle:] = True
         modality = np.full_like(ids, TEXT)
         modality[ids == IMAGE_ID] = IMAGE
         modality[ids == PAD_ID] = PAD

@@ -88,14 +88,14 @@ def ask(run, images, examples):
     return answer(model, dataset)
 
 
-def ask_own(run, scenes):
+def ask_own(run, scenes, part="test"):
     """-> the figures of a run about its own data, as in eval.json."""
     model, _, checkpoint = run
     options, size = checkpoint["options"], model.config.image_size
     if options["data"]:
         _, split = read_folder(options["data"], size, options["seed"])
     else:
-        split = make_world("test", scenes, 0, size)
+        split = make_world(part, scenes, 0, size)
     figures = {}
     for name in SPLITS if any(split.objects) else ():
         pope = build(split.objects, name, least=1 if options["data"] else 3)
@@ -165,7 +165,7 @@ def main():
         print(f"\n{path}: {model.attention}{note}")
         for name, shares in figures.items():
             if name == "accuracy":  # of all questions
-                shares = {"share": shares}
+                shares = {"of all questions": shares}
             print(f"{name:14}{percents(shares)}")
 
 

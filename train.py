@@ -78,10 +78,10 @@ def parse(arguments=None):
     add("--scenes", type=count, default=20_000, help="training scenes of the picture world")
     add("--batch-size", type=at_least(2), default=64, help="pictures in a batch; sft: a quarter")
     add("--questions", type=count, default=8, help="questions about each picture of a batch")
-    add("--pretrain-steps", type=at_least(0), default=750, help="steps of the first stage")
-    add("--sft-steps", type=at_least(0), default=800, help="steps of the second stage")
+    add("--pretrain-steps", type=at_least(0), default=1000, help="steps of the first stage")
+    add("--sft-steps", type=at_least(0), default=600, help="steps of the second stage")
     add("--pretrain-lr", type=share, default=0.02, help="highest learning rate of Muon in pretrain")
-    add("--sft-lr", type=share, default=0.01, help="highest learning rate of Muon in sft")
+    add("--sft-lr", type=share, default=0.02, help="highest learning rate of Muon in sft")
     add("--train-vit", action="store_true", help="train the ViT in fine-tuning, too")
     add("--save-every", type=share, default=60, help="seconds between two checkpoints")
     options = parser.parse_args(arguments)
@@ -273,17 +273,18 @@ def load_splits(options):
     return train, make_world("val", VAL_SCENES, 0, options.image_size)
 
 
-def start(options):
-    """A Trainer for a new run."""
+def start(options, splits=None):
+    """A Trainer for a new run. splits: in place of those that the options name."""
     folder = Path("runs") / (options.name or f"{options.attention}-seed{options.seed}")
     if (folder / "model.pt").exists() and RANK == 0:
         raise SystemExit(f"{folder} exists: give another --name, or go on with --resume {folder}")
     if options.pretrained:
         model, tokenizer, _ = load(options.pretrained)
         options.image_size, options.pretrain_steps = model.config.image_size, 0
-    splits = train, _ = load_splits(options)
+    splits = train, _ = splits or load_splits(options)
     if not train.captions:
-        print("no captions: no pre-training, and the ViT is trained in fine-tuning")
+        print("no captions: fine-tuning takes the steps of both stages, and trains the ViT")
+        options.sft_steps += options.pretrain_steps
         options.pretrain_steps, options.train_vit = 0, True
     if not train.questions:
         print("no questions: no fine-tuning")
@@ -304,13 +305,13 @@ def start(options):
     return trainer
 
 
-def resume(folder):
-    """A Trainer for a run that was interrupted, as it was when it was saved."""
+def resume(folder, splits=None):
+    """A Trainer for a run that was interrupted, as it was when it was saved; see `start`."""
     model, tokenizer, checkpoint = load(folder)
     if checkpoint["finished"]:
         raise SystemExit(f"{folder} is finished; next: python eval_pope.py {folder}")
     options = argparse.Namespace(**checkpoint["options"])
-    trainer = Trainer(options, folder, model, tokenizer, load_splits(options))
+    trainer = Trainer(options, folder, model, tokenizer, splits or load_splits(options))
     trainer.begin(checkpoint["stage"])
     trainer.step, trainer.log = checkpoint["step"], checkpoint["log"]
     for optimizer, state in zip(trainer.optimizers, checkpoint["optimizers"], strict=True):

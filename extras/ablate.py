@@ -1,12 +1,13 @@
 """What each choice of the recipe is worth: undo one, train again, compare. Read after `compare.py`.
 
-    python -m extras.ablate --rows default "linear decay" --seeds 0 1
+    python -m extras.ablate --rows default "sft-lr 0.01" --seeds 0 1
     python -m extras.ablate --seeds 0 -- --sft-steps 400    options after -- go to train.py
     python -m extras.ablate --table                         the table of all finished runs
     python -m extras.ablate --speed                         choices that cost or save time
 
 Works as `compare.py` does and shares its runs: what differs in fine-tuning alone starts from the
-same pre-trained model. A finished run adds a line to results/ablations.jsonl.
+same pre-trained model. Asks validation scenes. A finished run adds a line to
+results/ablations.jsonl.
 """
 import argparse
 from pathlib import Path
@@ -14,20 +15,41 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import train
-from data import read_lines
+from data import FIRST_SEED, PLACES, make_scene, read_lines
 from extras.bench import in_turn
 from extras.compare import SETTINGS, machine, queue, table, tables
 
-ABLATIONS = {  # name -> options of train.py that undo one choice
+
+def retold(splits, order):
+    """The splits with captions that name what is at each place, in an order of the objects."""
+    told = []
+    for part, split in zip(("train", "val"), splits):
+        captions = []
+        for i, example in enumerate(split.captions):
+            objects = order(make_scene(FIRST_SEED[part] + i).objects)
+            text = ", ".join(f"{o.place} {o.color} {o.name}" for o in objects)
+            captions.append(example._replace(answer=text))
+        told.append(split._replace(captions=captions))
+    return told
+
+
+def place_first(splits):
+    return retold(splits, order=list)
+
+
+def in_order(splits):
+    return retold(splits, order=lambda objects: sorted(objects, key=lambda o: PLACES.index(o.place)))
+
+
+ABLATIONS = {  # name -> options of train.py, or a change of its data, that undo one choice
     "default": [],
+    "captions: place, then thing": [place_first],
+    "the same from top left to bottom right": [in_order],
     "ViT trained, too": ["--train-vit"],
-    "sft-lr 0.02": ["--sft-lr", "0.02"],
-    "sft-lr 0.005": ["--sft-lr", "0.005"],
-    "one question": ["--questions", "1"],  # about a picture, not four: a quarter of the rows
+    "sft-lr 0.01": ["--sft-lr", "0.01"],
+    "sft-lr 0.03": ["--sft-lr", "0.03"],
 }
-SPEED = {  # the same for choices that change the time of a step, not the number of rows
-    "ViT trained, too": ["--train-vit"],
-}
+SPEED = {"ViT trained, too": ["--train-vit"]}  # choices that change the time of a step
 LINES = Path("results/ablations.jsonl")
 EQUAL = [key for key in SETTINGS if key != "learning_rate"]  # that differs between rows
 
@@ -69,7 +91,7 @@ def main():
         return
     if not options.table:
         rows = {name: ABLATIONS[name] for name in options.rows}
-        queue(rows, options.seeds, options.train, LINES)
+        queue(rows, options.seeds, options.train, LINES, "val")
     print(tables([run for _, run in read_lines(LINES)], ABLATIONS, EQUAL))
 
 

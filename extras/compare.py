@@ -1,4 +1,4 @@
-"""The paper's comparison: each way to show the question to the picture, from the same start.
+"""One mask beside another: rows of settings, from the same pre-trained start, seed by seed.
 
     python -m extras.compare --rows causal mma --seeds 0 1 2
     python -m extras.compare --seeds 0 -- --sft-steps 2400    options after -- go to train.py
@@ -10,6 +10,7 @@ run adds a line to results/runs.jsonl. Stop at any time: the same command skips 
 import argparse
 import json
 import re
+import time
 from pathlib import Path
 from statistics import median
 from subprocess import getoutput
@@ -21,7 +22,7 @@ from data import read_lines
 from eval_pope import SPLITS, ask_own
 from model import pick_device
 
-ROWS = {  # name -> options of train.py; as in Table 1 of the paper
+ROWS = {  # name -> options of train.py
     "causal": ["--attention", "causal"],
     "text-first": ["--attention", "causal", "--order", "text-first"],
     "image": ["--attention", "image"],
@@ -31,8 +32,8 @@ ROWS = {  # name -> options of train.py; as in Table 1 of the paper
 OWN = {"--attention", "--order", "--seed", "--name", "--pretrained"}  # not for the user to set
 RUNS = Path("results/runs.jsonl")
 SCENES = 1000  # test scenes; POPE asks about 500 of them
-MIX = "default"  # of the questions in data.py; the runs of commit a0f1923 had another one
-SETTINGS = ("steps", "learning_rate", "mix", "data", "options")  # equal for all rows of a table
+MIX = "default"  # of the questions in data.py
+SETTINGS = ("steps", "learning_rate", "mix", "data", "split", "options")  # of all rows of a table
 SFT_ONLY = ("attention", "order", "questions", "sft_steps", "sft_lr", "train_vit")
 
 
@@ -44,23 +45,40 @@ def changed(arguments, without):
     return {key: options[key] for key in kept if options[key] != default[key]}
 
 
-def trained(kind, seed, options, arguments):
-    """Train a run, or finish it, or find it finished -> its folder. options: part of its name."""
+def trained(kind, seed, options, arguments, change=None):
+    """Train a run, or finish it, or find it finished -> its folder. options: part of its name.
+
+    change: None, or a function that takes the two splits of the data and returns others.
+    """
     words = [f"compare-{kind}-seed{seed}", *(f"{key}-{value}" for key, value in options.items())]
+    words += [change.__name__] if change else []
     folder = Path("runs") / re.sub(r"[^\w.]+", "-", "-".join(words))
-    if not folder.exists():
-        train.start(train.parse([*arguments, "--seed", str(seed), "--name", folder.name])).train()
-    elif not train.load(folder)[2]["finished"]:
-        train.resume(folder).train()
+    if folder.exists() and train.load(folder)[2]["finished"]:
+        return folder
+    options = train.parse([*arguments, "--seed", str(seed), "--name", folder.name])
+    splits = change(train.load_splits(options)) if change else None
+    if folder.exists():
+        train.resume(folder, splits).train()
+    else:
+        started = time.monotonic()
+        train.start(options, splits).train()
+        (folder / "seconds").write_text(f"{time.monotonic() - started:.0f}")
     return folder
 
 
-def fine_tuned(seed, arguments):
-    """Pre-train a seed unless that is done, and fine-tune it -> the folder of the run."""
+def fine_tuned(seed, arguments, change=None):
+    """Pre-train a seed unless that is done, and fine-tune it -> folders of the two stages.
+
+    On data of your own each run does both at once, as `train.py` does: one folder.
+    """
     options, kind = changed(arguments, SFT_ONLY), train.parse(arguments).attention
-    start = trained("pretrained", seed, options, [*arguments, "--sft-steps", "0"])
-    arguments = [*arguments, "--pretrained", str(start / "model.pt")]
-    return trained(kind, seed, changed(arguments, ["attention", "pretrained"]), arguments)
+    folders = []
+    if "data" not in options:
+        first = [*arguments, "--sft-steps", "0"]
+        folders.append(trained("pretrained", seed, options, first, change))
+        arguments = [*arguments, "--pretrained", str(folders[0] / "model.pt")]
+    own = changed(arguments, ["attention", "pretrained"])
+    return [*folders, trained(kind, seed, own, arguments, change)]
 
 
 def take_off(curve, least=0.6):
@@ -69,17 +87,17 @@ def take_off(curve, least=0.6):
     return next((step for step, _ in curve if step > low), None)
 
 
-def measured(folder, device):
-    """Ask a finished run -> the figures of its line in the results."""
+def measured(folder, device, part):
+    """Ask a finished run -> the figures of its line in the results. part: "val" or "test"."""
     run = train.load(folder, device)
-    figures = ask_own(run, SCENES)
-    if "random" not in figures:
-        raise SystemExit(f"{folder}: its data name no objects, so POPE has nothing to ask about")
-    curve = [[line["step"], line["accuracy"].get("exist", 0)] for line in run[2]["log"]
-             if line["stage"] == "sft" and "accuracy" in line]
-    return {"split": "test", **{split: figures[split]["accuracy"] for split in SPLITS},
-            "yes_ratio": {split: figures[split]["yes_ratio"] for split in SPLITS},
-            "take_off": take_off(curve), "kinds": figures["kinds"], "curve": curve}
+    figures = ask_own(run, SCENES, part)
+    pope = [split for split in SPLITS if split in figures]
+    log = [line for line in run[2]["log"] if "accuracy" in line]
+    curve = [[line["step"], line["accuracy"].get("exist", 0)] for line in log]
+    return {**{split: figures[split]["accuracy"] for split in pope},
+            "yes_ratio": {split: figures[split]["yes_ratio"] for split in pope},
+            "take_off": take_off(curve), "kinds": figures.get("kinds", {}),
+            "accuracy": figures.get("accuracy"), "curve": curve}
 
 
 def commit():
@@ -95,22 +113,31 @@ def machine(device):
     return f"{name}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}"
 
 
-def queue(rows, seeds, extra, path):
-    """Train and ask what has no line in `path` yet. rows: name -> options of train.py."""
+def queue(rows, seeds, extra, path, part="test"):
+    """Train and ask what has no line in `path` yet.
+
+    rows: name -> options of train.py, of which one may be a function: see `trained`.
+    """
     if clash := OWN & {word.split("=")[0] for word in extra}:
         raise SystemExit(f"{' '.join(sorted(clash))}: set for each run; don't give it after --")
     done = [run for _, run in read_lines(path)] if path.exists() else []
     device, version = pick_device(train.parse(extra).device), commit()
     for seed in seeds:
         for name, row in rows.items():
-            options = train.parse([*extra, *row])
+            change = next(filter(callable, row), None)
+            arguments = [*extra, *(word for word in row if word is not change)]
+            options = train.parse(arguments)
             line = {"row": name, "seed": seed, "learning_rate": options.sft_lr, "mix": MIX,
-                    "steps": options.sft_steps, "data": options.data or "world",
+                    "steps": options.sft_steps, "split": part,
+                    "data": Path(options.data).name if options.data else "world",
                     "options": changed(extra, ("sft_lr", "sft_steps", "data"))}
             if any(line.items() <= run.items() for run in done):
                 continue
             print(f"\n{name}, seed {seed}", flush=True)
-            line |= measured(fine_tuned(seed, [*extra, *row]), device)
+            folders = fine_tuned(seed, arguments, change)
+            line |= measured(folders[-1], device, part)
+            if all((folder / "seconds").exists() for folder in folders):  # never interrupted
+                line["seconds"] = [int((folder / "seconds").read_text()) for folder in folders]
             line |= {"commit": version, "machine": machine(device)}
             with open(path, "a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -134,22 +161,33 @@ def tables(lines, order, equal=SETTINGS):
         group = groups.setdefault(tuple(str(run[key]) for key in equal), {})
         group.setdefault(run["row"], []).append(run)
     for settings, found in groups.items():
-        pope, kinds = [], []
-        for name, runs in {name: found[name] for name in [*order, *found] if name in found}.items():
-            random = [run["random"] for run in runs]
-            pope.append({
-                "row": name, "seeds": " ".join(str(run["seed"]) for run in runs),
-                "random": percents(random), "median": percents([median(random)]),
-                "90 % or more": f"{sum(accuracy >= 0.9 for accuracy in random)} of {len(runs)}",
-                **{split: percents(run[split] for run in runs) for split in SPLITS[1:]},
-                "take-off": " ".join(str(run["take_off"] or "-") for run in runs)})
-            kinds.append({"row": name, **{kind: percents(run["kinds"][kind] for run in runs)
-                                          for kind in runs[0]["kinds"]}})
-        commits = {run["commit"] for runs in found.values() for run in runs}
+        rows = {name: found[name] for name in [*order, *found] if name in found}
+        commits = {run["commit"] for runs in rows.values() for run in runs}
         title = dict(zip(equal, settings)) | {"commit": " ".join(sorted(commits))}
         title = [f"{key} {value}" for key, value in title.items() if value != "{}"]
-        parts += [", ".join(title).replace("_", " "), table(pope), table(kinds)]
+        parts.append(", ".join(title).replace("_", " "))
+        if all("random" in run for runs in rows.values() for run in runs):
+            parts.append(table([pope_row(name, runs) for name, runs in rows.items()]))
+        parts.append(table([kinds_row(name, runs) for name, runs in rows.items()]))
     return "\n\n".join(parts)
+
+
+def pope_row(name, runs):
+    """A row of the table of POPE: every seed, the median, and how many learned."""
+    random = [run["random"] for run in runs]
+    return {"row": name, "seeds": " ".join(str(run["seed"]) for run in runs),
+            "random": percents(random), "median": percents([median(random)]),
+            "90 % or more": f"{sum(accuracy >= 0.9 for accuracy in random)} of {len(runs)}",
+            **{split: percents(run[split] for run in runs) for split in SPLITS[1:]},
+            "take-off": " ".join(str(run["take_off"] or "-") for run in runs)}
+
+
+def kinds_row(name, runs):
+    """A row of the table of question kinds; seconds: of each stage, where it was not interrupted."""
+    kinds = {kind: percents(run["kinds"][kind] for run in runs) for kind in runs[0]["kinds"]}
+    seconds = ["+".join(map(str, run.get("seconds", "-"))) for run in runs]
+    return {"row": name, **kinds, "all questions": percents(run["accuracy"] for run in runs),
+            "seconds": " ".join(seconds)}
 
 
 def main():
@@ -157,11 +195,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="scenes to ask about")
     parser.add_argument("--table", action="store_true", help="print the tables, train nothing")
     parser.add_argument("train", nargs="*", help="after --: options of train.py")
     options = parser.parse_args()
     if not options.table:
-        queue({name: ROWS[name] for name in options.rows}, options.seeds, options.train, RUNS)
+        rows = {name: ROWS[name] for name in options.rows}
+        queue(rows, options.seeds, options.train, RUNS, options.split)
     print(tables([run for _, run in read_lines(RUNS)], ROWS))
 
 

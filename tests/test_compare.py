@@ -37,7 +37,7 @@ def test_every_row_starts_from_the_one_pretrained_model_of_its_seed(run, capsys)
     options = [train.load(path)[2]["options"] for path in Path("runs").glob("*/model.pt")]
     starts = {o["seed"]: f"runs/{o['name']}/model.pt" for o in options if not o["pretrained"]}
     assert len(starts) == 2 and sum(o["pretrained"] == starts[o["seed"]] for o in options) == 4
-    assert found[0].items() >= {"learning_rate": 0.01, "steps": 2, "split": "test"}.items()
+    assert found[0].items() >= {"learning_rate": 0.02, "steps": 2, "split": "test"}.items()
     assert [step for step, _ in found[0]["curve"]] == [1, 2]
     assert compare.tables(found, compare.ROWS) in capsys.readouterr().out
 
@@ -58,18 +58,20 @@ def test_finished_runs_are_skipped_and_an_interrupted_one_ends_the_same(run, mon
     assert not Path("results/runs.jsonl").exists()
     stops.clear()
     resumed = run(*command)
+    assert "seconds" not in resumed[0]  # which would be those of a part
     assert run(*command) == resumed and trained == ["pretrain", "pretrain", "sft", "sft"]
     Path("results/runs.jsonl").unlink()
     Path("runs").rename("interrupted")
-    assert run(*command) == resumed
+    [whole] = run(*command)
+    assert whole.pop("seconds") and [whole] == resumed
 
 
 def test_an_ablation_is_pre_trained_anew_only_if_its_option_changes_pre_training(run):
-    rows = ["default", "sft-lr 0.02", "one question"]
+    rows = ["default", "sft-lr 0.01", "captions: place, then thing"]
     found = run(ablate, "--rows", *rows, "--", *TINY)
     names = {path.name for path in Path("runs").iterdir()}
-    assert sum("pretrained" in name for name in names) == 1 and len(names) == 4
-    assert [line["learning_rate"] for line in found] == [0.01, 0.02, 0.01]
+    assert sum("pretrained" in name for name in names) == 2 and len(names) == 5
+    assert [line["learning_rate"] for line in found] == [0.02, 0.01, 0.02]
     assert compare.tables(found, rows, ablate.EQUAL).count("take-off") == 1  # one table
 
 
@@ -85,11 +87,12 @@ def test_take_off_is_the_first_validation_from_which_all_are_above_60_percent():
 
 def test_a_table_shows_every_seed_the_median_and_how_many_reach_90_percent():
     line = {"row": "mma", "steps": 8, "learning_rate": 0.01, "mix": "default", "data": "world",
-            "options": {"width": 32}, "commit": "abc", "kinds": {"exist": 0.25}, "popular": 0.5}
+            "split": "test", "options": {"width": 32}, "commit": "abc", "kinds": {"exist": 0.25},
+            "accuracy": 0.75, "popular": 0.5}
     runs = [{**line, "seed": seed, "random": random, "adversarial": 0.125, "take_off": step}
             for seed, random, step in ((7, 0.5, None), (2, 0.9, 300), (4, 0.986, 100))]
     title, pope, kinds = compare.tables(runs, compare.ROWS).split("\n\n")
-    assert title.endswith("data world, options {'width': 32}, commit abc")
+    assert title.endswith("split test, options {'width': 32}, commit abc")
     assert re.split(r" *\| ?", pope.splitlines()[2])[1:-1] == [
         "mma", "2 4 7", "90.0 98.6 50.0", "90.0", "2 of 3", "50.0 50.0 50.0", "12.5 12.5 12.5",
         "300 100 -"]
@@ -97,8 +100,10 @@ def test_a_table_shows_every_seed_the_median_and_how_many_reach_90_percent():
     assert "25.0 25.0 25.0" in kinds and compare.tables(runs, []).count("take-off") == 2
 
 
-def test_the_tables_in_the_results_are_what_compare_prints():
+@pytest.mark.parametrize("name, order, equal", [
+    ("runs", compare.ROWS, compare.SETTINGS), ("ablations", ablate.ABLATIONS, ablate.EQUAL)])
+def test_the_tables_in_the_results_are_what_the_commands_print(name, order, equal):
     text = (RESULTS / "README.md").read_text("utf-8")
-    section = text.split("\n## Comparison")[1].split("\n## ")[0]
-    printed = compare.tables(map(json.loads, open(RESULTS / "runs.jsonl")), compare.ROWS)
-    assert re.findall(r"^(?:\||steps ).*", section, re.M) == list(filter(None, printed.split("\n")))
+    lines = map(json.loads, open(RESULTS / f"{name}.jsonl"))
+    for part in compare.tables(lines, order, equal).split("\n\n"):
+        assert part in text

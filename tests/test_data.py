@@ -50,9 +50,8 @@ def test_batch_equals_a_dull_loop(order, prompts_only, capsys):
     T = max(len(ids) for ids, _ in rows)
     for b, (ids, generated) in enumerate(rows):
         padding = T - len(ids)
-        left, right = (padding, 0) if prompts_only else (0, padding)
-        ids = [PAD_ID] * left + ids + [PAD_ID] * right
-        generated = [False] * left + generated + [False] * right
+        ids = [PAD_ID] * padding + ids
+        generated = [False] * padding + generated
         assert batch["ids"][b].tolist() == ids
         assert batch["generated"][b].tolist() == generated
         modality = [{PAD_ID: PAD, IMAGE_ID: IMAGE}.get(i, TEXT) for i in ids]
