@@ -47,7 +47,7 @@ PLACES = ("top-left", "top", "top-right", "left", "center", "right",
           "bottom-left", "bottom", "bottom-right")
 FIRST_SEED = {"train": 0, "val": 100_000_000, "test": 200_000_000}
 NO_YES = ("no", "yes")  # the answer by truth
-Object = namedtuple("Object", "name color place x y size")  # x, y: the center; in pixels
+Object = namedtuple("Object", "name color place x y size")  # x, y: the center, in pixels
 Scene = namedtuple("Scene", "theme objects")
 
 
@@ -105,8 +105,7 @@ def draw(scene, size=SIZE):
 def caption(scene):
     """All objects, as short as in a telegram: "top-left red fish, blue cup center, ...".
 
-    In random order, most as what is at a place, some as where a thing is. The first alone teaches
-    to see; but to find a thing, as questions want it, is learned several times sooner with both.
+    In turn what is at a place and where a thing is: to find a thing is learned sooner with both.
     """
     phrases = []
     for i, o in enumerate(scene.objects):
@@ -138,15 +137,15 @@ def unambiguous(scene):
     return pairs
 
 
-def ask(scenes, seed):
+def questions_about(scenes, seed):
     """Yields for each Scene a list of (question, answer, kind).
 
     Three ask whether something is there, half of them about objects that are. Of every other kind
-    there is one, and its wording must not give the answer away: of all that the scene allows it is
-    the (question, answer) that was asked least so far.
+    there is one, and the pair (question, answer) is one that was used least so far: so no question
+    has one usual answer.
     """
     rng = Random(seed)
-    asked = Counter()
+    used = Counter()
     for scene in scenes:
         questions = []
         present = [o.name for o in scene.objects]
@@ -156,8 +155,8 @@ def ask(scenes, seed):
             questions.append((exist_question(name), NO_YES[name in present], "exist"))
         for kind, pairs in unambiguous(scene).items():
             if pairs:
-                pair = min(pairs, key=lambda pair: (asked[pair], rng.random()))
-                asked[pair] += 1
+                pair = min(pairs, key=lambda pair: (used[pair], rng.random()))
+                used[pair] += 1
                 questions.append((*pair, kind))
         yield questions
 
@@ -169,13 +168,83 @@ def make_world(part, n, seed=0, size=SIZE):
     scenes = [make_scene(FIRST_SEED[part] + i) for i in range(n)]
     images = [draw(scene, size) for scene in tqdm(scenes, f"drawing {part}", leave=False)]
     split = Split(np.stack(images), [], [], [])
-    for i, questions in enumerate(ask(scenes, seed)):
+    for i, questions in enumerate(questions_about(scenes, seed)):
         split.captions.append(Example(i, None, caption(scenes[i]), "caption"))
-        for question in questions:
-            split.questions.append(Example(i, *question))
-        names = [o.name for o in scenes[i].objects]
-        split.objects.append(list(dict.fromkeys(names)))
+        split.questions.extend(Example(i, *question) for question in questions)
+        split.objects.append(list(dict.fromkeys(o.name for o in scenes[i].objects)))
     return split
+
+
+class Dataset:
+    """Examples about pictures, as rows of ids. What stands after the bar is generated:
+
+        question:  <user> image tokens, question <assistant> | answer <eos>
+        caption:   <user> image tokens | caption <eos>
+    """
+
+    def __init__(self, examples, images, tokenizer, config, order="image-first"):
+        """order: of picture and question, "image-first" or "text-first"."""
+        self.images, self.tokenizer, self.config, self.order = images, tokenizer, config, order
+        self.examples, self.rows = [], []  # a row: its prompt, and what is generated
+        self.rows_of = defaultdict(list)  # picture -> indices of the rows about it
+        for example in examples:
+            prompt, answer = self.layout(example)
+            if len(prompt) + len(answer) <= config.context:
+                self.rows_of[example.picture].append(len(self.rows))
+                self.rows.append((prompt, answer))
+                self.examples.append(example)
+        if left_out := len(examples) - len(self.rows):
+            print(f"left out: {left_out} of {len(examples)} texts, too long for the context")
+        if examples and not self.rows:
+            raise SystemExit("no text is short enough for the context")
+
+    def layout(self, example):
+        """Example -> (ids of the prompt, ids of what the model must produce)."""
+        picture = [IMAGE_ID] * self.config.image_tokens
+        answer = self.tokenizer.encode(example.answer) + [EOS_ID]
+        if example.prompt is None:
+            return [USER_ID, *picture], answer
+        question = self.tokenizer.encode(example.prompt)
+        body = question + picture if self.order == "text-first" else picture + question
+        return [USER_ID, *body, ASSISTANT_ID], answer
+
+    def sample(self, pictures, rows, seed):
+        """Draw some pictures, and some rows about each -> indices of rows.
+
+        A pure function of the seed: a resumed run draws the same batches without any state.
+        """
+        rng, indices = Random(seed), []
+        for own in rng.sample(list(self.rows_of.values()), min(pictures, len(self.rows_of))):
+            indices += rng.sample(own, min(rows, len(own)))
+        return indices
+
+    def generated_tokens(self, indices):
+        """The number of tokens that the model must produce in some rows."""
+        return sum(len(self.rows[i][1]) for i in indices)
+
+    def batch(self, indices, device="cpu", prompts_only=False):
+        """Rows, padded on the left, as arguments of `forward`, or as prompts for `generate`."""
+        rows = [self.rows[i] for i in indices]
+        if prompts_only:
+            rows = [(prompt, []) for prompt, _ in rows]
+        T = max(len(prompt) + len(answer) for prompt, answer in rows)
+        ids = np.full((len(rows), T), PAD_ID)
+        generated = np.zeros((len(rows), T), bool)
+        for b, (prompt, answer) in enumerate(rows):
+            middle = T - len(answer)
+            ids[b, middle - len(prompt):] = prompt + answer
+            generated[b, middle:] = True
+        modality = np.full_like(ids, TEXT)
+        modality[ids == IMAGE_ID] = IMAGE
+        modality[ids == PAD_ID] = PAD
+        # Each picture once: questions about it share one pass through the ViT.
+        shown = [self.examples[i].picture for i in indices]
+        pictures, image_index = np.unique(shown, return_inverse=True)
+        batch = {"images": self.images[pictures], "image_index": image_index,
+                 "ids": ids, "modality": modality, "generated": generated}
+        if not prompts_only:
+            batch["labels"] = np.where(generated, ids, IGNORE)
+        return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
 
 
 # Your own pictures: a folder with train.jsonl and perhaps val.jsonl, one JSON object a line:
@@ -193,7 +262,7 @@ def read_lines(path):
             where = f"{path}, line {number}"
             if line.strip():
                 yield where, dict(json.loads(line))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise SystemExit(f"{where}: one JSON object a line is wanted ({error})")
 
 
@@ -202,13 +271,14 @@ def check_line(where, folder, line, wanted):
     for key in ("image", *wanted):
         if not isinstance(line.get(key), str):
             raise SystemExit(f'{where}: a text "{key}" is wanted')
-    name, inside = line["image"], folder.resolve()
-    if not name.isprintable() or inside not in (folder / name).resolve().parents:
+    name = line["image"]
+    inside = os.path.realpath(folder) + os.sep
+    if not name.isprintable() or not os.path.realpath(folder / name).startswith(inside):
         raise SystemExit(f"{where}: {name!r} is no file inside {folder}")
 
 
 def read_entries(path):
-    """A .jsonl file in the format above -> yields dicts. SystemExit names a line that is wrong."""
+    """A .jsonl file as above -> yields dicts. SystemExit names a line that is wrong."""
     for where, entry in read_lines(path):
         texts = [key for key in ("question", "answer", "caption", "kind") if key in entry]
         if "question" in entry or not {"caption", "objects"} & entry.keys():
@@ -235,12 +305,13 @@ def read_folder(folder, size, seed=0):
         held_out = set(by_hash[:max(1, len(names) // 10)])
         val = [entry for entry in train if entry["image"] in held_out]
         train = [entry for entry in train if entry["image"] not in held_out]
-    train = make_split(folder, "train", train, size, seed)
-    return train, make_split(folder, "val", val, size, seed)
+    known = sorted({name for entry in train + val for name in entry.get("objects", [])})
+    train = make_split(folder, "train", train, size, known, seed)
+    return train, make_split(folder, "val", val, size, known, seed)
 
 
-def make_split(folder, part, entries, size, seed):
-    """Entries of a .jsonl file -> Split. Objects give questions about what is there and is not."""
+def make_split(folder, part, entries, size, known, seed):
+    """Entries of a .jsonl file -> Split. known: all objects, to ask for what is not there, too."""
     if not entries:
         raise SystemExit(f"{folder}: no pictures for {part}; more are wanted")
     names = [entry["image"] for entry in entries]
@@ -257,7 +328,6 @@ def make_split(folder, part, entries, size, seed):
             split.questions.append(Example(i, entry["question"], entry["answer"], kind))
         split.objects[i] |= dict.fromkeys(entry.get("objects", []))
     rng = Random(seed)
-    known = sorted(set().union(*split.objects))
     for i, present in enumerate(split.objects):
         split.objects[i] = list(present)
         absent = [name for name in known if name not in present]
@@ -270,6 +340,8 @@ def make_split(folder, part, entries, size, seed):
 
 def load_picture(path, size):
     """A picture file -> (size, size, 3) uint8 with gray margins, or as text what is wrong."""
+    if not os.path.isfile(path):
+        return f"{path}: no readable picture (no such file)"
     try:
         with Image.open(path, formats=FORMATS) as picture:
             picture.draft("RGB", (2 * size, 2 * size))  # a JPEG is decoded no larger than of use
@@ -305,76 +377,3 @@ def load_pictures(folder, names, size, kept):
     for reason in found["bad"]:
         print(f"left out: {reason}")
     return found["images"].numpy(), {name: i for i, name in enumerate(found["names"])}
-
-
-class Dataset:
-    """Examples about pictures, as rows of ids. What stands after the bar is generated:
-
-        question:  <user> image tokens, question <assistant> | answer <eos>
-        caption:   <user> image tokens | caption <eos>
-    """
-
-    def __init__(self, examples, images, tokenizer, config, order="image-first"):
-        """order: of picture and question, "image-first" or "text-first"."""
-        self.images, self.tokenizer, self.config, self.order = images, tokenizer, config, order
-        self.examples, self.rows = [], []  # a row: its prompt, and what is generated
-        self.rows_of = defaultdict(list)  # picture -> indices of the rows about it
-        for example in examples:
-            prompt, answer = self.layout(example)
-            if len(prompt) + len(answer) <= config.context:
-                self.rows_of[example.picture].append(len(self.rows))
-                self.rows.append((prompt, answer))
-                self.examples.append(example)
-        if left_out := len(examples) - len(self.rows):
-            print(f"left out: {left_out} of {len(examples)} texts, too long for the context")
-
-    def layout(self, example):
-        """Example -> (ids of the prompt, ids of what the model must produce)."""
-        picture = [IMAGE_ID] * self.config.image_tokens
-        answer = self.tokenizer.encode(example.answer) + [EOS_ID]
-        if example.prompt is None:
-            return [USER_ID, *picture], answer
-        question = self.tokenizer.encode(example.prompt)
-        body = question + picture if self.order == "text-first" else picture + question
-        return [USER_ID, *body, ASSISTANT_ID], answer
-
-    def sample(self, pictures, rows, seed):
-        """Draw some pictures, and some rows about each -> indices of rows.
-
-        A pure function of the seed: a resumed run draws the same batches without any state.
-        """
-        rng, indices = Random(seed), []
-        for own in rng.sample(list(self.rows_of.values()), min(pictures, len(self.rows_of))):
-            indices += rng.sample(own, min(rows, len(own)))
-        return indices
-
-    def generated_tokens(self, indices):
-        """The number of tokens that the model must produce in some rows."""
-        return sum(len(self.rows[i][1]) for i in indices)
-
-    def batch(self, indices, device="cpu", prompts_only=False):
-        """Rows -> arguments of `MultimodalGPT.forward`, padded on the left.
-
-        prompts_only: without the answers, for `generate`.
-        """
-        rows = [self.rows[i] for i in indices]
-        if prompts_only:
-            rows = [(prompt, []) for prompt, _ in rows]
-        T = max(len(prompt) + len(answer) for prompt, answer in rows)
-        ids = np.full((len(rows), T), PAD_ID)
-        generated = np.zeros((len(rows), T), bool)
-        for b, (prompt, answer) in enumerate(rows):
-            middle = T - len(answer)
-            ids[b, middle - len(prompt):] = prompt + answer
-            generated[b, middle:] = True
-        modality = np.full_like(ids, TEXT)
-        modality[ids == IMAGE_ID] = IMAGE
-        modality[ids == PAD_ID] = PAD
-        # Each picture once: questions about it share one pass through the ViT.
-        shown = [self.examples[i].picture for i in indices]
-        pictures, image_index = np.unique(shown, return_inverse=True)
-        batch = {"images": self.images[pictures], "image_index": image_index,
-                 "ids": ids, "modality": modality, "generated": generated}
-        if not prompts_only:
-            batch["labels"] = np.where(generated, ids, IGNORE)
-        return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}

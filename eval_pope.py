@@ -14,6 +14,7 @@ import argparse
 import json
 import random
 from collections import Counter, defaultdict
+from itertools import chain
 from os.path import getmtime, isfile
 from pathlib import Path
 
@@ -25,16 +26,17 @@ from train import accuracy_by_kind, at_least, load, percents
 SPLITS = ("random", "popular", "adversarial")
 
 
-def build(objects, split, seed=0, pictures=500, least=3):
+def build(objects, split, seed=0, pictures=500, least=3, known=()):
     """The POPE questions of one split, made as by the official builder (AoiDragon/POPE, utils.py).
 
     objects: for each picture the names of the objects in it. `pictures` that show at least `least`
     of them are chosen, counted and asked about: each of the first three objects is followed by an
-    absent one. Returns a list of (index of the picture, object, "yes" or "no").
+    absent one. known: further objects that may be asked for.
+    Returns a list of (index of the picture, object, "yes" or "no").
     """
     enough = [i for i, names in enumerate(objects) if len(names) >= max(1, least)]
     chosen = random.Random(seed).sample(enough, min(pictures, len(enough)))
-    frequency, together = Counter(), defaultdict(Counter)
+    frequency, together = Counter(dict.fromkeys(known, 0)), defaultdict(Counter)
     for i in chosen:
         frequency.update(objects[i])
         for name in objects[i]:
@@ -42,16 +44,16 @@ def build(objects, split, seed=0, pictures=500, least=3):
     rng = random.Random(f"{seed} {split}")
     questions = []
     for i in chosen:
-        asked = set(objects[i])
+        used = set(objects[i])
         for name in objects[i][:3]:
             questions.append((i, name, "yes"))
             likely = {"random": Counter(), "popular": frequency, "adversarial": together[name]}
             ranked = [other for other, _ in likely[split].most_common()]
             ranked += rng.sample(sorted(frequency), len(frequency))
-            absent = [other for other in ranked if other not in asked]
+            absent = [other for other in ranked if other not in used]
             if absent:  # else the picture shows everything
                 questions.append((i, absent[0], "no"))
-                asked.add(absent[0])
+                used.add(absent[0])
     return questions
 
 
@@ -84,7 +86,7 @@ def ask(run, images, examples):
     model, tokenizer, checkpoint = run
     dataset = Dataset(examples, images, tokenizer, model.config, checkpoint["options"]["order"])
     if len(dataset.examples) < len(examples):
-        raise SystemExit("a question is longer than the model's context; take it out")
+        raise SystemExit("a question or its answer is too long for the context; take it out")
     return answer(model, dataset)
 
 
@@ -93,12 +95,15 @@ def ask_own(run, scenes, part="test"):
     model, _, checkpoint = run
     options, size = checkpoint["options"], model.config.image_size
     if options["data"]:
-        _, split = read_folder(options["data"], size, options["seed"])
+        train, split = read_folder(options["data"], size, options["seed"])
+        few = {"least": 1, "known": [*chain(*train.objects)]}
     else:
-        split = make_world(part, scenes, 0, size)
+        split, few = make_world(part, scenes, 0, size), {}
     figures = {}
-    for name in SPLITS if any(split.objects) else ():
-        pope = build(split.objects, name, least=1 if options["data"] else 3)
+    for name in SPLITS:
+        pope = build(split.objects, name, **few)
+        if not any(label == "no" for _, _, label in pope):
+            continue  # nobody names objects, or all pictures show all of them
         examples = [Example(i, exist_question(object), label, name) for i, object, label in pope]
         figures[name] = score(ask(run, split.images, examples), [e.answer for e in examples])
     if split.questions:

@@ -31,7 +31,7 @@ def may_attend(q_pos, k_pos, q_modality, k_modality, q_turn, k_turn, q_generated
             image tokens among themselves.
     """
     if attention == "causal":
-        opened = k_pos <= q_pos
+        opened = False
     elif attention == "image":
         opened = (q_modality > TEXT) & (k_modality == q_modality)
     elif attention == "prefix":
@@ -53,8 +53,8 @@ def mask_mod(modality, generated, attention="mma"):
     `attention_mask` does.
     """
     check(modality, generated, attention)
-    # Each generated token begins a turn, so a position opens nothing that is generated after it:
-    # what must be predicted never reaches the prediction, through any number of layers.
+    # Each generated token begins a turn, and a rule opens nothing beyond its turn: no token sees a
+    # generated token that comes after it, through any number of layers.
     # In a conversation (picture, question 1, answer 1, question 2, answer 2) the image sees only
     # question 1. To show it question 2, make that an example with the turns before it as prompt.
     turn = generated.cumsum(1)

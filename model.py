@@ -33,7 +33,7 @@ class Tokenizer:
         self.words = list(words)
         self.pieces = [b""] * len(SPECIALS) + [bytes([i]) for i in range(256)]
         self.id_of = {word: len(self.pieces) + i for i, word in enumerate(self.words)}
-        self.pieces += [word.encode() for word in self.words]
+        self.pieces += [word.encode("utf-8", "replace") for word in self.words]
 
     @classmethod
     def build(cls, texts, max_words=8192):
@@ -226,9 +226,9 @@ class MultimodalGPT(nn.Module):
         if labels is None:
             return self.logits(x), None
         labels = labels[:, 1:]  # position t is predicted at t - 1
-        asked = labels != IGNORE
-        logits = self.logits(x[:, :-1][asked])  # only there: most positions need none
-        return logits, F.cross_entropy(logits.float(), labels[asked])
+        labeled = labels != IGNORE
+        logits = self.logits(x[:, :-1][labeled])  # only there: most positions need none
+        return logits, F.cross_entropy(logits.float(), labels[labeled])
 
     def logits(self, x):
         """x: (..., D) -> (..., V)."""
@@ -322,15 +322,16 @@ def save(path, content):
     os.replace(temporary, path)
 
 
-def answer(model, dataset, max_new_tokens=8, batch_size=256):
+def answer(model, dataset, batch_size=256):
     """Let a model answer all prompts of a `data.Dataset`, greedily -> list of texts."""
     device = model.token.weight.device
+    longest = max([8, *(len(answer) for _, answer in dataset.rows)])  # tokens
     texts = []
     rows = range(len(dataset.rows))
     for start in range(0, len(rows), batch_size):
         batch = dataset.batch(rows[start:start + batch_size], device, prompts_only=True)
         room = model.config.context - batch["ids"].shape[1]
         with autocast(device):
-            new = model.generate(**batch, max_new_tokens=min(max_new_tokens, room), end=EOS_ID)
+            new = model.generate(**batch, max_new_tokens=min(longest, room), end=EOS_ID)
         texts += [dataset.tokenizer.decode(row) for row in new.tolist()]
     return texts

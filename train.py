@@ -33,7 +33,7 @@ ORDERS = ("image-first", "text-first")
 LOG_EVERY = 20  # steps between two losses in the log; the run is saved only there
 EVAL_EVERY = 100  # steps between two validations
 VAL_SCENES = 128
-VAL = 1000  # questions of a validation, at most
+VAL_QUESTIONS = 1000  # of a validation, at most
 ADAM_SHARE = 0.3  # Adam's learning rate as a share of Muon's
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # of torchrun
 WARMUP = 20  # steps in which the learning rate rises
@@ -60,11 +60,11 @@ def parse(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add, count, share = parser.add_argument, at_least(1), at_least(0, float)
+    add, count, positive = parser.add_argument, at_least(1), at_least(0, float)
     add("--attention", choices=KINDS, default="mma", help="mask of fine-tuning")
     add("--order", choices=ORDERS, default=ORDERS[0], help="of picture and question in a row")
     add("--data", metavar="FOLDER", help="your own pictures (default: the picture world)")
-    add("--pretrained", metavar="FILE", help="fine-tune this pretrained.pt of another run")
+    add("--pretrained", metavar="FILE", help="fine-tune this pretrained.pt, in its sizes")
     add("--resume", metavar="RUN", help="go on with an interrupted run; takes no other option")
     add("--name", help="folder under runs/ (default: ATTENTION-seedSEED)")
     add("--seed", type=at_least(0), default=0, help="of the weights, the questions and the batches")
@@ -80,10 +80,10 @@ def parse(arguments=None):
     add("--questions", type=count, default=8, help="questions about each picture of a batch")
     add("--pretrain-steps", type=at_least(0), default=1000, help="steps of the first stage")
     add("--sft-steps", type=at_least(0), default=600, help="steps of the second stage")
-    add("--pretrain-lr", type=share, default=0.02, help="highest learning rate of Muon in pretrain")
-    add("--sft-lr", type=share, default=0.02, help="highest learning rate of Muon in sft")
+    add("--pretrain-lr", type=positive, default=0.02, help="highest rate of Muon in pretrain")
+    add("--sft-lr", type=positive, default=0.02, help="highest rate of Muon in sft")
     add("--train-vit", action="store_true", help="train the ViT in fine-tuning, too")
-    add("--save-every", type=share, default=60, help="seconds between two checkpoints")
+    add("--save-every", type=positive, default=60, help="seconds between two checkpoints")
     options = parser.parse_args(arguments)
     if options.resume and options != parser.parse_args(["--resume", options.resume]):
         parser.error("--resume takes no other option: a run goes on with those it was started with")
@@ -106,7 +106,8 @@ def load(path, device="cpu"):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         with torch.device("meta"):  # takes no memory: the weights come from the file
             model = MultimodalGPT(Config(**checkpoint["config"]))
-        model.attention = KINDS[KINDS.index(checkpoint["options"]["attention"])]
+        kind = checkpoint["options"]["attention"]
+        model.attention = KINDS[KINDS.index(kind)]  # an error if it is unknown
         model.load_state_dict(checkpoint["weights"], assign=True)
         tokenizer = Tokenizer(checkpoint["words"])
         if len(tokenizer.pieces) != model.config.vocab_size:
@@ -118,11 +119,11 @@ def load(path, device="cpu"):
 
 def accuracy_by_kind(examples, answers):
     """-> dict of question kind -> share of answers that are exactly right."""
-    right, asked = Counter(), Counter()
+    right, total = Counter(), Counter()
     for example, given in zip(examples, answers):
-        asked[example.kind] += 1
+        total[example.kind] += 1
         right[example.kind] += given == example.answer
-    return {kind: right[kind] / asked[kind] for kind in asked}
+    return {kind: right[kind] / total[kind] for kind in total}
 
 
 def percents(shares):
@@ -152,17 +153,17 @@ class Trainer:
         self.stage, self.step = stage, 0
         if stage == "pretrain":
             self.steps, rate = options.pretrain_steps, options.pretrain_lr
-            self.size = options.batch_size, 1  # pictures in a batch, and rows about each
+            self.batch_shape = options.batch_size, 1  # pictures, and rows about each
             examples, held_out = train.captions, val.captions
             self.model.attention = "causal"
         else:
             self.steps, rate = options.sft_steps, options.sft_lr
-            self.size = max(1, options.batch_size // 4), options.questions
+            self.batch_shape = max(1, options.batch_size // 4), options.questions
             examples, held_out = train.questions, val.questions
             self.model.attention = options.attention
         shared = self.tokenizer, self.model.config, options.order
         self.data = Dataset(examples, train.images, *shared)
-        self.val = Dataset(held_out[:VAL], val.images, *shared)
+        self.val = Dataset(held_out[:VAL_QUESTIONS], val.images, *shared)
         # Short answers are a noisy signal that would undo what captions taught the ViT.
         self.model.vit.requires_grad_(stage == "pretrain" or options.train_vit)
         self.parallel = DistributedDataParallel(self.model) if WORLD > 1 else self.model
@@ -195,13 +196,13 @@ class Trainer:
 
     def train_step(self):
         """One batch, one update; returns the loss as a tensor, without waiting for the device."""
-        indices = self.data.sample(*self.size, seed=f"{self.options.seed} {self.step}")
+        indices = self.data.sample(*self.batch_shape, seed=f"{self.options.seed} {self.step}")
         tokens = self.data.generated_tokens(indices)
         mine = np.array_split(indices, WORLD)[RANK]
         halves = [half for half in np.array_split(mine, self.halves) if len(half)]
         losses = list(self.pool.map(lambda half: self.backward(half, tokens), halves))
-        left = 1 - self.step / self.steps
-        factor = min(1, (self.step + 1) / WARMUP, left / COOLDOWN)
+        remaining = 1 - self.step / self.steps
+        factor = min(1, (self.step + 1) / WARMUP, remaining / COOLDOWN)
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = factor * optimizer.defaults["lr"]
         list(self.pool.map(lambda optimizer: optimizer.step(), self.optimizers))
@@ -280,7 +281,9 @@ def start(options, splits=None):
         raise SystemExit(f"{folder} exists: give another --name, or go on with --resume {folder}")
     if options.pretrained:
         model, tokenizer, _ = load(options.pretrained)
-        options.image_size, options.pretrain_steps = model.config.image_size, 0
+        options.pretrain_steps = 0
+        for name in SIZES:
+            setattr(options, name, getattr(model.config, name))
     splits = train, _ = splits or load_splits(options)
     if not train.captions:
         print("no captions: fine-tuning takes the steps of both stages, and trains the ViT")
@@ -307,7 +310,7 @@ def start(options, splits=None):
 
 def resume(folder, splits=None):
     """A Trainer for a run that was interrupted, as it was when it was saved; see `start`."""
-    model, tokenizer, checkpoint = load(folder)
+    model, tokenizer, checkpoint = load(Path(folder) / "model.pt")
     if checkpoint["finished"]:
         raise SystemExit(f"{folder} is finished; next: python eval_pope.py {folder}")
     options = argparse.Namespace(**checkpoint["options"])

@@ -38,7 +38,9 @@ def place_first(splits):
 
 
 def in_order(splits):
-    return retold(splits, order=lambda objects: sorted(objects, key=lambda o: PLACES.index(o.place)))
+    def order(objects):
+        return sorted(objects, key=lambda o: PLACES.index(o.place))
+    return retold(splits, order)
 
 
 ABLATIONS = {  # name -> options of train.py, or a change of its data, that undo one choice

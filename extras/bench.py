@@ -96,7 +96,7 @@ class TimedTrainer(train.Trainer):
 
 def batch(trainer, step):
     """The rows of a training step."""
-    return trainer.data.sample(*trainer.size, seed=step)
+    return trainer.data.sample(*trainer.batch_shape, seed=step)
 
 
 def count_flop(trainer, indices):
@@ -181,8 +181,7 @@ def other_figures(trainer, steps):
         yield f"generation, batch {rows}: tokens a second", "", [rows * NEW / s for s in cached]
         yield f"generation, batch {rows}: uncached", "", [rows * NEW / s for s in uncached]
         yield f"generation, batch {rows}: ratio", "", [u / c for u, c in zip(uncached, cached)]
-    # Two tokens, "yes" or "no" and the end, as a trained model answers POPE.
-    [taken] = in_turn(device, [lambda: answer(model, trainer.val, max_new_tokens=2)], 3)
+    [taken] = in_turn(device, [lambda: answer(model, trainer.val)], 3)
     yield "POPE: questions a second", "", [len(trainer.val.examples) / s for s in taken]
     [taken] = in_turn(device, [lambda: [draw(make_scene(seed)) for seed in range(500)]], 5)
     yield "drawing: scenes a second", "", [500 / s for s in taken]

@@ -183,7 +183,7 @@ def pope_row(name, runs):
 
 
 def kinds_row(name, runs):
-    """A row of the table of question kinds; seconds: of each stage, where it was not interrupted."""
+    """A row of the table of question kinds; seconds: of each stage that was not interrupted."""
     kinds = {kind: percents(run["kinds"][kind] for run in runs) for kind in runs[0]["kinds"]}
     seconds = ["+".join(map(str, run.get("seconds", "-"))) for run in runs]
     return {"row": name, **kinds, "all questions": percents(run["accuracy"] for run in runs),
@@ -195,7 +195,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
-    parser.add_argument("--split", choices=("val", "test"), default="test", help="scenes to ask about")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="scenes to ask")
     parser.add_argument("--table", action="store_true", help="print the tables, train nothing")
     parser.add_argument("train", nargs="*", help="after --: options of train.py")
     options = parser.parse_args()

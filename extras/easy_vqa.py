@@ -11,11 +11,6 @@ import json
 import shutil
 from pathlib import Path
 
-try:
-    import easy_vqa
-except ImportError:
-    raise SystemExit("the package easy-vqa is missing: pip install easy-vqa")
-
 
 def question_kind(question):
     """Which of the four kinds of easy-VQA's questions this is."""
@@ -40,9 +35,14 @@ def write_part(folder, part, questions, paths):
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser("python -m extras.easy_vqa", description=__doc__.split("\n")[0])
+    description = __doc__.split("\n")[0]
+    parser = argparse.ArgumentParser("python -m extras.easy_vqa", description=description)
     parser.add_argument("folder", metavar="DIR", type=Path, help="where to write")
     folder = parser.parse_args().folder
+    try:
+        import easy_vqa  # not among the requirements
+    except ImportError:
+        raise SystemExit("the package easy-vqa is missing: pip install easy-vqa")
     write_part(folder, "train", easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths())
     write_part(folder, "val", easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths())
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import eval_pope
-from data import FIRST_SEED, SIZE, Example, ask, caption, draw, make_scene
+from data import FIRST_SEED, SIZE, Example, caption, draw, make_scene, questions_about
 from mma import IMAGE, KINDS, TEXT, attention_mask
 from model import pick_device
 from train import load
@@ -139,7 +139,7 @@ def sheet(scenes, lines, columns=4, side=256, pitch=292):
 def draw_answers(run, scenes):
     """Scenes with three questions each and a run's answers, wrong ones in red."""
     size, examples = run[0].config.image_size, []
-    for i, asked in enumerate(ask(scenes, seed=0)):
+    for i, asked in enumerate(questions_about(scenes, seed=0)):
         exist, others = asked[:3], asked[3:]
         chosen = exist[i % 3], others[2 * i % len(others)], others[(2 * i + 1) % len(others)]
         examples += [Example(i, *question) for question in chosen]

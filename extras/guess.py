@@ -8,7 +8,7 @@ question, or for the same question on the same background. What a model reaches 
 import argparse
 from collections import Counter, defaultdict
 
-from data import FIRST_SEED, ask, exist_question, make_scene
+from data import FIRST_SEED, exist_question, make_scene, questions_about
 from eval_pope import SPLITS, build
 from extras.compare import table
 
@@ -20,7 +20,7 @@ def scenes_of(part, n):
 def fit(scenes):
     """-> the most frequent answer in training, by question and by (question, theme)."""
     counts = defaultdict(Counter)
-    for scene, questions in zip(scenes, ask(scenes, seed=0)):
+    for scene, questions in zip(scenes, questions_about(scenes, seed=0)):
         for question, answer, _ in questions:
             counts[question][answer] += 1
             counts[question, scene.theme][answer] += 1
@@ -33,7 +33,7 @@ def held_out(scenes):
     for split in SPLITS:
         for i, name, label in build(objects, split):
             yield split, scenes[i].theme, exist_question(name), label
-    for scene, questions in zip(scenes, ask(scenes, seed=0)):
+    for scene, questions in zip(scenes, questions_about(scenes, seed=0)):
         for question, answer, kind in questions:
             yield kind, scene.theme, question, answer
 
@@ -54,8 +54,11 @@ def main():
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter
                             ).parse_args()
     found = shares(scenes_of("train", 20_000), scenes_of("test", 1000))
-    print(table([{"guessing, %": name, "from the question": f"{100 * alone:.1f}",
-                  "and the background": f"{100 * seen:.1f}"} for name, (alone, seen) in found.items()]))
+    rows = []
+    for name, (alone, seen) in found.items():
+        rows.append({"guessing, %": name, "from the question": f"{100 * alone:.1f}",
+                     "and the background": f"{100 * seen:.1f}"})
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -113,7 +113,8 @@ def box(o):
 
 def test_a_seed_is_the_same_scene_and_the_same_pixels():
     # Written down: only a constant notices that another machine or Python version differs.
-    assert data.caption(data.make_scene(7)).startswith("bottom-left orange star, blue fish top-left, bottom orange boat")
+    start = "bottom-left orange star, blue fish top-left, bottom orange boat"
+    assert data.caption(data.make_scene(7)).startswith(start)
     scenes = some_scenes("train", 30)
     first = [data.draw(scene) for scene in scenes]
     data.sprite.cache_clear()
@@ -194,7 +195,8 @@ def test_every_answer_and_caption_is_true():
 
 def test_only_existence_can_be_guessed_and_as_on_photographs():
     found = guess.shares(some_scenes("train", 10_000), some_scenes("test", 1000))
-    for kind, chance in {"exist_color": 1 / 2, "color": 1 / 6, "where": 1 / 9, "what": 1 / 96}.items():
+    chances = {"exist_color": 1 / 2, "color": 1 / 6, "where": 1 / 9, "what": 1 / 96}
+    for kind, chance in chances.items():
         assert max(found[kind]) < chance + 0.05, kind
     question, background = zip(*(found[split] for split in ("random", "popular", "adversarial")))
     assert max(question) < 0.62 and background[0] > 0.75 and max(background[1:]) < 0.68

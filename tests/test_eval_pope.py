@@ -183,14 +183,18 @@ def write_folder(folder, **about):
     folder.mkdir()
     for i in range(12):
         Image.new("RGB", (20, 20), (20 * i, 0, 0)).save(folder / f"{i}.png")
-    write_lines(folder / "train.jsonl", [{"image": f"{i}.png", **about} for i in range(12)])
+    lines = [{"image": f"{i}.png", **about} for i in range(12)]
+    if about == {"objects": None}:  # two of three objects
+        lines = [{**line, "objects": ["dog", "cat", "cup"][i % 2:][:2]} for i, line in enumerate(lines)]
+    write_lines(folder / "train.jsonl", lines)
     return folder
 
 
 @pytest.mark.parametrize("about, wanted", [
     ({"question": "Is it red?", "answer": "yes", "kind": "color"}, ["kinds", "accuracy"]),
     ({"caption": "A red picture."}, []),
-    ({"objects": ["dog", "cat"]}, [*SPLITS])])
+    ({"objects": ["dog", "cat"]}, []),  # nothing is absent
+    ({"objects": None}, [*SPLITS, "kinds", "accuracy"])])  # see write_folder
 def test_a_run_is_asked_what_its_own_pictures_allow(runs, evaluate, tmp_path, about, wanted):
     folder = runs("own", "--data", write_folder(tmp_path / "data", **about))
     evaluate(folder)

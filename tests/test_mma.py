@@ -70,6 +70,8 @@ def dull_mask(modality, generated, attention):
                 seen[q][k] = not generated[q]
             elif attention == "mma":
                 seen[q][k] = modality[q] != TEXT and modality[q] != modality[k]
+            else:
+                assert attention == "causal", "write its rule here, too"
     return seen
 
 
@@ -150,7 +152,7 @@ ANSWER = torch.tensor([[False, False, True]])
     (GOOD.bool(), ANSWER, "mma", "dtype is torch.bool"),
     (GOOD.to(torch.uint8), ANSWER, "mma", "signed integers, but its dtype is torch.uint8"),
     (GOOD, ANSWER.long(), "mma", "generated must be bool, but its dtype is torch.int64"),
-    (GOOD, ANSWER, "both", "unknown attention 'both': choose one of causal, image, prefix, mma"),
+    (GOOD, ANSWER, "nonsense", f"unknown attention 'nonsense': choose one of {', '.join(KINDS)}"),
     (torch.tensor([[IMAGE, TEXT, PAD]]), ANSWER, "mma", "only text is generated"),
     (torch.tensor([[TEXT, TEXT, IMAGE]]), ANSWER, "causal", "only text is generated"),
 ])

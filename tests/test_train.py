@@ -334,7 +334,7 @@ def test_a_file_that_is_no_checkpoint_of_this_program_is_refused(tiny):
                     {**checkpoint, "config": {**config, "width": 64}},
                     {**checkpoint, "config": {**config, "layers": 2}},
                     {**checkpoint, "config": {**config, "depth": 2}},
-                    {**checkpoint, "options": {**checkpoint["options"], "attention": "both"}},
+                    {**checkpoint, "options": {**checkpoint["options"], "attention": "nonsense"}},
                     {**checkpoint, "words": words[1:]},
                     {**checkpoint, "words": [*words, "more"]}):
         torch.save(foreign, path)
@@ -352,7 +352,7 @@ def test_a_file_that_is_no_checkpoint_of_this_program_is_refused(tiny):
     ("--seed -1", "--seed: -1 is below 0"),
     ("--seed 1.5", "--seed: invalid"),
     ("--save-every nan", "--save-every: nan is below 0"),
-    ("--attention both", "--attention: invalid choice: 'both'"),
+    ("--attention nonsense", "--attention: invalid choice: 'nonsense'"),
     ("--bogus", "unrecognized arguments: --bogus"),
     ("--resume", "--resume: expected one argument"),
     ("--resume runs/a --seed 1", "--resume takes no other option"),
