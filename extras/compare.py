@@ -93,11 +93,14 @@ def measured(folder, device, part):
     figures = ask_own(run, SCENES, part)
     pope = [split for split in SPLITS if split in figures]
     log = [line for line in run[2]["log"] if "accuracy" in line]
-    curve = [[line["step"], line["accuracy"].get("exist", 0)] for line in log]
+    curves = {}  # question kind -> list of [step, accuracy on held-out pictures]
+    for line in log:
+        for kind, accuracy in line["accuracy"].items():
+            curves.setdefault(kind, []).append([line["step"], round(accuracy, 4)])
     return {**{split: figures[split]["accuracy"] for split in pope},
             "yes_ratio": {split: figures[split]["yes_ratio"] for split in pope},
-            "take_off": take_off(curve), "kinds": figures.get("kinds", {}),
-            "accuracy": figures.get("accuracy"), "curve": curve}
+            "take_off": take_off(curves.get("exist", [])), "kinds": figures.get("kinds", {}),
+            "accuracy": figures.get("accuracy"), "curves": curves}
 
 
 def commit():

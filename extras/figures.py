@@ -3,10 +3,12 @@
     python -m extras.figures masks           the four masks of a short example, also as text
     python -m extras.figures scenes          scenes of the picture world with their captions
     python -m extras.figures answers [RUN]   test scenes with questions and the answers of a run
+    python -m extras.figures curves          what `extras.compare` found, over the steps
 
 Each writes results/NAME.png, or the file given with --out. `chart` draws line charts.
 """
 import argparse
+import json
 import sys
 from itertools import cycle
 from pathlib import Path
@@ -192,6 +194,19 @@ def chart(lines, path, title, x_label, y_label, y_range):
     write(picture.resize((WIDTH // 2, HEIGHT // 2), Image.LANCZOS), path)
 
 
+def draw_curves(path, kind="exist_color"):
+    """The accuracy of a question kind in the runs of the comparison about the picture world."""
+    runs = [json.loads(line) for line in open("results/runs.jsonl")]
+    lines = {}
+    for run in runs:
+        if (run["data"], run["split"]) == ("world", "test"):
+            curve = [(step, 100 * accuracy) for step, accuracy in run["curves"][kind]]
+            lines.setdefault(run["row"], []).append(curve)
+    seeds = max(map(len, lines.values()))
+    chart(lines, path, f'"Is there a red fish in the image?": thin, each of {seeds} seeds; bold, median',
+          "steps of fine-tuning", "accuracy on held-out pictures, %", (40, 100))
+
+
 def draw_axes(pen, x_max, y_range):
     """Draw the grid and its numbers; returns the function (x, y) -> pixel."""
     (low, high), (left, above, right, below) = y_range, MARGINS
@@ -217,7 +232,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("figure", choices=("masks", "scenes", "answers"))
+    add("figure", choices=("masks", "scenes", "answers", "curves"))
     add("run", nargs="?", help="run folder, for answers (default: the newest run)")
     add("--out", metavar="FILE", help="what to write (default: results/FIGURE.png)")
     options = parser.parse_args()
@@ -225,6 +240,9 @@ def main():
         parser.error(f"{options.figure} takes no run")
     sys.stdout.reconfigure(errors="replace")  # not every terminal has every character
     scenes = [make_scene(FIRST_SEED["test"] + i) for i in range(12)]
+    out = options.out or f"results/{options.figure}.png"
+    if options.figure == "curves":
+        return draw_curves(out)
     if options.figure == "masks":
         print(masks_as_text() + "\n")
         picture = draw_masks()
@@ -233,7 +251,7 @@ def main():
         picture = sheet(scenes, captions)
     else:
         picture = draw_answers(load(options.run or newest_run(), pick_device()), scenes)
-    write(picture, options.out or f"results/{options.figure}.png")
+    write(picture, out)
 
 
 if __name__ == "__main__":

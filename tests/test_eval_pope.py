@@ -185,7 +185,8 @@ def write_folder(folder, **about):
         Image.new("RGB", (20, 20), (20 * i, 0, 0)).save(folder / f"{i}.png")
     lines = [{"image": f"{i}.png", **about} for i in range(12)]
     if about == {"objects": None}:  # two of three objects
-        lines = [{**line, "objects": ["dog", "cat", "cup"][i % 2:][:2]} for i, line in enumerate(lines)]
+        pairs = [["dog", "cat"], ["cat", "cup"]]
+        lines = [{**line, "objects": pairs[i % 2]} for i, line in enumerate(lines)]
     write_lines(folder / "train.jsonl", lines)
     return folder
 
