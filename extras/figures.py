@@ -203,8 +203,8 @@ def draw_curves(path, kind="exist_color"):
             curve = [(step, 100 * accuracy) for step, accuracy in run["curves"][kind]]
             lines.setdefault(run["row"], []).append(curve)
     seeds = max(map(len, lines.values()))
-    chart(lines, path, f'"Is there a red fish in the image?": thin, each of {seeds} seeds; bold, median',
-          "steps of fine-tuning", "accuracy on held-out pictures, %", (40, 100))
+    title = f'"Is there a red fish in the image?"  (bold: the median of {seeds} seeds)'
+    chart(lines, path, title, "steps of fine-tuning", "accuracy on held-out pictures, %", (40, 100))
 
 
 def draw_axes(pen, x_max, y_range):

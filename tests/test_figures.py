@@ -1,4 +1,5 @@
 """The pictures of the README show what the code computes."""
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,10 +62,12 @@ def test_the_bold_line_is_the_median_of_the_seeds(tmp_path):
     assert (column[rows[98] - 2:rows[98] + 2] < 255).any()  # a seed
 
 
-@pytest.mark.parametrize("figure", ["masks", "scenes"])
+@pytest.mark.parametrize("figure", ["masks", "scenes", "curves"])
 def test_the_program_writes_where_it_says(tmp_path, monkeypatch, capsys, figure):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
+    run = {"row": "mma", "data": "world", "split": "test", "curves": {"exist_color": [[1, 0.5]]}}
+    (tmp_path / "results" / "runs.jsonl").write_text(json.dumps(run) + "\n")
     monkeypatch.setattr("sys.argv", ["figures", figure])
     figures.main()
     assert capsys.readouterr().out.endswith(f"wrote results/{figure}.png\n")
