@@ -81,7 +81,7 @@ def parse(arguments=None):
     add("--pretrain-steps", type=at_least(0), default=1000, help="steps of the first stage")
     add("--sft-steps", type=at_least(0), default=600, help="steps of the second stage")
     add("--pretrain-lr", type=positive, default=0.02, help="highest rate of Muon in pretrain")
-    add("--sft-lr", type=positive, default=0.02, help="highest rate of Muon in sft")
+    add("--sft-lr", type=positive, default=0.03, help="highest rate of Muon in sft")
     add("--train-vit", action="store_true", help="train the ViT in fine-tuning, too")
     add("--save-every", type=positive, default=60, help="seconds between two checkpoints")
     options = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """What each choice of the recipe is worth: undo one, train again, compare. Read after `compare.py`.
 
-    python -m extras.ablate --rows default "sft-lr 0.01" --seeds 0 1
+    python -m extras.ablate --rows default "sft-lr 0.02" --seeds 0 1
     python -m extras.ablate --seeds 0 -- --sft-steps 400    options after -- go to train.py
     python -m extras.ablate --table                         the table of all finished runs
     python -m extras.ablate --speed                         choices that cost or save time
@@ -48,8 +48,8 @@ ABLATIONS = {  # name -> options of train.py, or a change of its data, that undo
     "captions: place, then thing": [place_first],
     "the same from top left to bottom right": [in_order],
     "ViT trained, too": ["--train-vit"],
-    "sft-lr 0.01": ["--sft-lr", "0.01"],
-    "sft-lr 0.03": ["--sft-lr", "0.03"],
+    "sft-lr 0.02": ["--sft-lr", "0.02"],
+    "sft-lr 0.04": ["--sft-lr", "0.04"],
 }
 SPEED = {"ViT trained, too": ["--train-vit"]}  # choices that change the time of a step
 LINES = Path("results/ablations.jsonl")

@@ -175,6 +175,24 @@ def tables(lines, order, equal=SETTINGS):
     return "\n\n".join(parts)
 
 
+def short_table(lines):
+    """The table of the README: the default run on test scenes, masks beside each other."""
+    options = train.parse([])
+    default = {"mix": MIX, "data": "world", "split": "test", "options": {},
+               "steps": options.sft_steps, "learning_rate": options.sft_lr}
+    runs = [run for run in lines if default.items() <= run.items()]
+    rows = []
+    for figure in ("random", "adversarial", "exist_color"):
+        for name in sorted({run["row"] for run in runs}, key=[*ROWS].index):
+            row = {"accuracy, %": figure, "mask": name}
+            for run in sorted(runs, key=lambda run: run["seed"]):
+                if run["row"] == name:
+                    share = run[figure] if figure in SPLITS else run["kinds"][figure]
+                    row[f"seed {run['seed']}"] = percents([share])
+            rows.append(row)
+    return table(rows)
+
+
 def pope_row(name, runs):
     """A row of the table of POPE: every seed, the median, and how many learned."""
     random = [run["random"] for run in runs]
@@ -205,7 +223,10 @@ def main():
     if not options.table:
         rows = {name: ROWS[name] for name in options.rows}
         queue(rows, options.seeds, options.train, RUNS, options.split)
-    print(tables([run for _, run in read_lines(RUNS)], ROWS))
+    lines = [run for _, run in read_lines(RUNS)]
+    print(tables(lines, ROWS))
+    if any(run["split"] == "test" and run["data"] == "world" for run in lines):
+        print(f"\n{short_table(lines)}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def test_every_row_starts_from_the_one_pretrained_model_of_its_seed(run, capsys)
     options = [train.load(path)[2]["options"] for path in Path("runs").glob("*/model.pt")]
     starts = {o["seed"]: f"runs/{o['name']}/model.pt" for o in options if not o["pretrained"]}
     assert len(starts) == 2 and sum(o["pretrained"] == starts[o["seed"]] for o in options) == 4
-    assert found[0].items() >= {"learning_rate": 0.02, "steps": 2, "split": "test"}.items()
+    assert found[0].items() >= {"learning_rate": 0.03, "steps": 2, "split": "test"}.items()
     assert [step for step, _ in found[0]["curves"]["exist"]] == [1, 2]
     assert compare.tables(found, compare.ROWS) in capsys.readouterr().out
 
@@ -67,11 +67,11 @@ def test_finished_runs_are_skipped_and_an_interrupted_one_ends_the_same(run, mon
 
 
 def test_an_ablation_is_pre_trained_anew_only_if_its_option_changes_pre_training(run):
-    rows = ["default", "sft-lr 0.01", "captions: place, then thing"]
+    rows = ["default", "sft-lr 0.02", "captions: place, then thing"]
     found = run(ablate, "--rows", *rows, "--", *TINY)
     names = {path.name for path in Path("runs").iterdir()}
     assert sum("pretrained" in name for name in names) == 2 and len(names) == 5
-    assert [line["learning_rate"] for line in found] == [0.02, 0.01, 0.02]
+    assert [line["learning_rate"] for line in found] == [0.03, 0.02, 0.03]
     assert compare.tables(found, rows, ablate.EQUAL).count("take-off") == 1  # one table
 
 
@@ -107,3 +107,8 @@ def test_the_tables_in_the_results_are_what_the_commands_print(name, order, equa
     lines = map(json.loads, open(RESULTS / f"{name}.jsonl"))
     for part in compare.tables(lines, order, equal).split("\n\n"):
         assert part in text
+
+
+def test_the_table_in_the_readme_is_what_compare_prints():
+    lines = list(map(json.loads, open(RESULTS / "runs.jsonl")))
+    assert compare.short_table(lines) in (RESULTS.parent / "README.md").read_text("utf-8")
