@@ -175,17 +175,22 @@ def tables(lines, order, equal=SETTINGS):
     return "\n\n".join(parts)
 
 
-def short_table(lines):
-    """The table of the README: the default run on test scenes, masks beside each other."""
+def default_runs(lines):
+    """Those of the runs that have default options and were asked about test scenes, by seed."""
     options = train.parse([])
     default = {"mix": MIX, "data": "world", "split": "test", "options": {},
                "steps": options.sft_steps, "learning_rate": options.sft_lr}
     runs = [run for run in lines if default.items() <= run.items()]
-    rows = []
+    return sorted(runs, key=lambda run: run["seed"])
+
+
+def short_table(lines):
+    """The table of the README: the default run on test scenes, masks beside each other."""
+    runs, rows = default_runs(lines), []
     for figure in ("random", "adversarial", "exist_color"):
         for name in sorted({run["row"] for run in runs}, key=[*ROWS].index):
             row = {"accuracy, %": figure, "mask": name}
-            for run in sorted(runs, key=lambda run: run["seed"]):
+            for run in runs:
                 if run["row"] == name:
                     share = run[figure] if figure in SPLITS else run["kinds"][figure]
                     row[f"seed {run['seed']}"] = percents([share])
@@ -225,7 +230,7 @@ def main():
         queue(rows, options.seeds, options.train, RUNS, options.split)
     lines = [run for _, run in read_lines(RUNS)]
     print(tables(lines, ROWS))
-    if any(run["split"] == "test" and run["data"] == "world" for run in lines):
+    if default_runs(lines):
         print(f"\n{short_table(lines)}")
 
 

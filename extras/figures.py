@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import eval_pope
 from data import FIRST_SEED, SIZE, Example, caption, draw, make_scene, questions_about
+from extras.compare import default_runs
 from mma import IMAGE, KINDS, TEXT, attention_mask
 from model import pick_device
 from train import load
@@ -196,12 +197,10 @@ def chart(lines, path, title, x_label, y_label, y_range):
 
 def draw_curves(path, kind="exist_color"):
     """The accuracy of a question kind in the runs of the comparison about the picture world."""
-    runs = [json.loads(line) for line in open("results/runs.jsonl")]
     lines = {}
-    for run in runs:
-        if (run["data"], run["split"]) == ("world", "test"):
-            curve = [(step, 100 * accuracy) for step, accuracy in run["curves"][kind]]
-            lines.setdefault(run["row"], []).append(curve)
+    for run in default_runs(json.loads(line) for line in open("results/runs.jsonl")):
+        curve = [(step, 100 * accuracy) for step, accuracy in run["curves"][kind]]
+        lines.setdefault(run["row"], []).append(curve)
     seeds = max(map(len, lines.values()))
     title = f'"Is there a red fish in the image?"  (bold: the median of {seeds} seeds)'
     chart(lines, path, title, "steps of fine-tuning", "accuracy on held-out pictures, %", (40, 100))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import train
 from data import make_scene
 from extras import figures
 
@@ -66,7 +67,10 @@ def test_the_bold_line_is_the_median_of_the_seeds(tmp_path):
 def test_the_program_writes_where_it_says(tmp_path, monkeypatch, capsys, figure):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
-    run = {"row": "mma", "data": "world", "split": "test", "curves": {"exist_color": [[1, 0.5]]}}
+    options = train.parse([])
+    run = {"row": "mma", "seed": 0, "mix": "default", "data": "world", "split": "test",
+           "options": {}, "steps": options.sft_steps, "learning_rate": options.sft_lr,
+           "curves": {"exist_color": [[1, 0.5]]}}
     (tmp_path / "results" / "runs.jsonl").write_text(json.dumps(run) + "\n")
     monkeypatch.setattr("sys.argv", ["figures", figure])
     figures.main()
