@@ -277,10 +277,7 @@ class MultimodalGPT(nn.Module):
 
 
 def make_optimizers(model, muon_lr, adam_lr):
-    """Muon (Jordan et al. 2024) for all matrices that mix features, AdamW for everything else.
-
-    Frozen parameters have no gradient, so an optimizer leaves them alone.
-    """
+    """Muon (Jordan et al. 2024) for all matrices that mix features, AdamW for everything else."""
     matrices, rest = [], []
     for name, p in model.named_parameters():
         embedding = "token" in name or "position" in name

@@ -34,10 +34,12 @@ def retold(splits, order):
 
 
 def place_first(splits):
+    """Every phrase says what is at a place, in random order."""
     return retold(splits, order=list)
 
 
 def in_order(splits):
+    """The same from the top left to the bottom right."""
     def order(objects):
         return sorted(objects, key=lambda o: PLACES.index(o.place))
     return retold(splits, order)

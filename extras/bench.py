@@ -49,6 +49,8 @@ def in_turn(device, functions, repetitions, warmup=WARMUP):
 
 
 class TimedModel(MultimodalGPT):
+    """A model that tells its trainer how long its masks take."""
+
     def mask(self, modality, generated, layer):
         self.lap("decoder forward")
         mask = super().mask(modality, generated, layer)

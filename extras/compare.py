@@ -154,6 +154,7 @@ def table(rows):
 
 
 def percents(shares):
+    """Shares of 1 as text: "97.5 88.0"."""
     return " ".join(f"{100 * share:.1f}" for share in shares)
 
 

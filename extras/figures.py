@@ -30,6 +30,7 @@ GREEN, RED = (20, 120, 60), (200, 30, 30)
 
 
 def font(size):
+    """Pillow's own font, in pixels."""
     return ImageFont.load_default(size)
 
 

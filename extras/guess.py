@@ -14,6 +14,7 @@ from extras.compare import table
 
 
 def scenes_of(part, n):
+    """The first n scenes of "train", "val" or "test"."""
     return [make_scene(FIRST_SEED[part] + i) for i in range(n)]
 
 
