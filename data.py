@@ -105,7 +105,7 @@ def draw(scene, size=SIZE):
 def caption(scene):
     """All objects, as short as in a telegram: "top-left red fish, blue cup center, ...".
 
-    In turn what is at a place and where a thing is: to find a thing is learned sooner with both.
+    In random order, and in turn what is at a place and where a thing is: questions ask both ways.
     """
     phrases = []
     for i, o in enumerate(scene.objects):
