@@ -102,7 +102,7 @@ class Attention(nn.Module):
     def forward(self, x, mask=None, cache=None):
         """x: (B, T, D) -> (B, T, D); mask: (B, 1, T, S) bool; cache: a list of [k, v] so far."""
         q, k, v = self.split(x)
-        if q.is_cpu and q.dtype == torch.bfloat16:  # its backward pass is ten times slower there
+        if q.is_cpu and q.dtype == torch.bfloat16:  # its backward pass is very slow there
             q, k, v = q.float(), k.float(), v.float()
         if cache:  # keys and values of the positions before
             k = torch.cat([cache[0], k], dim=2)
