@@ -92,13 +92,13 @@ def sprite(name, color, size):
 
 
 def draw(scene, size=SIZE):
-    """The picture of a Scene, (size, size, 3) uint8; size must be a multiple of 64."""
-    scale = size // SIZE
+    """The picture of a Scene, (size, size, 3) uint8."""
+    scale = size / SIZE
     picture = background(scene.theme, size).copy()
     for o in scene.objects:
-        left = scale * (o.x - o.size // 2)
-        top = scale * (o.y - o.size // 2)
-        picture.alpha_composite(sprite(o.name, o.color, scale * o.size), (left, top))
+        left = round(scale * (o.x - o.size // 2))
+        top = round(scale * (o.y - o.size // 2))
+        picture.alpha_composite(sprite(o.name, o.color, round(scale * o.size)), (left, top))
     return np.array(picture.convert("RGB"))
 
 
@@ -140,9 +140,8 @@ def unambiguous(scene):
 def questions_about(scenes, seed):
     """Yields for each Scene a list of (question, answer, kind).
 
-    Three ask whether something is there, half of them about objects that are. Of every other kind
-    there is one, and the pair (question, answer) is one that was used least so far: so no question
-    has one usual answer.
+    Three ask whether something is there; of every other kind there is one, the (question, answer)
+    that was used least so far: no question has a usual answer.
     """
     rng = Random(seed)
     used = Counter()
@@ -163,8 +162,6 @@ def questions_about(scenes, seed):
 
 def make_world(part, n, seed=0, size=SIZE):
     """The first n scenes of "train", "val" or "test" -> Split. seed: of the questions."""
-    if size % SIZE:
-        raise SystemExit(f"--image-size {size}: the picture world is drawn in multiples of {SIZE}")
     scenes = [make_scene(FIRST_SEED[part] + i) for i in range(n)]
     images = [draw(scene, size) for scene in tqdm(scenes, f"drawing {part}", leave=False)]
     split = Split(np.stack(images), [], [], [])
@@ -251,7 +248,6 @@ class Dataset:
 #     {"image": "cats/1.jpg", "question": "What color is it?", "answer": "black", "kind": "color"}
 #     {"image": "cats/1.jpg", "caption": "A black cat on a sofa."}
 #     {"image": "cats/1.jpg", "objects": ["cat", "sofa"]}
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # for others Pillow may start programs
 
 
 def read_lines(path):
@@ -312,8 +308,6 @@ def read_folder(folder, size, seed=0):
 
 def make_split(folder, part, entries, size, known, seed):
     """Entries of a .jsonl file -> Split. known: all objects, to ask for what is not there, too."""
-    if not entries:
-        raise SystemExit(f"{folder}: no pictures for {part}; more are wanted")
     names = [entry["image"] for entry in entries]
     images, index = load_pictures(folder, names, size, folder / f".{part}-{size}px.pt")
     split = Split(images, [], [], [{} for _ in images])
@@ -335,15 +329,22 @@ def make_split(folder, part, entries, size, known, seed):
         for yes, no in zip(cycle(present), absent[:6]):
             split.questions.append(Example(i, exist_question(yes), "yes", "exist"))
             split.questions.append(Example(i, exist_question(no), "no", "exist"))
+    if not split.captions:  # then a few questions with their answers are; yes and no say little
+        open_questions = [e for e in split.questions if e.answer not in NO_YES]
+        told = defaultdict(list)
+        for e in open_questions or split.questions:
+            told[e.picture].append(f"{e.prompt} {e.answer}")
+        for i, texts in told.items():
+            for _ in range(4):
+                rng.shuffle(texts)
+                split.captions.append(Example(i, None, " ".join(texts[:4]), "caption"))
     return split
 
 
 def load_picture(path, size):
     """A picture file -> (size, size, 3) uint8 with gray margins, or as text what is wrong."""
-    if not os.path.isfile(path):
-        return f"{path}: no readable picture (no such file)"
     try:
-        with Image.open(path, formats=FORMATS) as picture:
+        with Image.open(path) as picture:
             picture.draft("RGB", (2 * size, 2 * size))  # a JPEG is decoded no larger than of use
             picture = ImageOps.exif_transpose(picture).convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")  # behind what is transparent
@@ -359,6 +360,8 @@ def load_pictures(folder, names, size, kept):
     Decoded once: the file `kept` holds them for the next time, as long as no picture changes.
     """
     names = list(dict.fromkeys(names))
+    if not names:
+        raise SystemExit(f"{folder}: not enough pictures")
     paths = [folder / name for name in names]
     dates = [(path.stat().st_size, path.stat().st_mtime) for path in paths if os.path.isfile(path)]
     key = hashlib.sha256(repr((names, dates)).encode()).hexdigest()

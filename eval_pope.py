@@ -21,7 +21,7 @@ from pathlib import Path
 from data import (NO_YES, Dataset, Example, check_line, exist_question, load_pictures, make_world,
                   read_folder, read_lines)
 from model import answer, pick_device
-from train import accuracy_by_kind, at_least, load, percents
+from train import accuracy_by_kind, load, percents
 
 SPLITS = ("random", "popular", "adversarial")
 
@@ -123,8 +123,6 @@ def ask_official(run, path, folder, out):
             raise SystemExit(f'{where}: wanted are "label", yes or no, and "question_id"')
         questions.append(question)
     there = sorted(q["image"] for q in questions if isfile(folder / q["image"]))
-    if not there:
-        raise SystemExit(f"{folder}: none of the pictures that {path} asks about is here")
     size = run[0].config.image_size
     images, index = load_pictures(folder, there, size, out.parent / f".pope-{size}px.pt")
     asked = [q for q in questions if q["image"] in index]
@@ -147,7 +145,7 @@ def main():
     add("runs", nargs="*", help="run folders or checkpoints (default: the newest run)")
     add("--pope", metavar="FILE", nargs="+", help="ask these official POPE files; takes --images")
     add("--images", metavar="DIR", help="folder of the pictures that --pope asks about")
-    add("--scenes", type=at_least(1), default=1000, help="test scenes to draw (default: 1000)")
+    add("--scenes", type=int, default=1000, help="test scenes to draw (default: 1000)")
     add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
     options = parser.parse_args()
     if bool(options.pope) != bool(options.images):

@@ -39,7 +39,7 @@ def may_attend(q_pos, k_pos, q_modality, k_modality, q_turn, k_turn, q_generated
     elif attention == "mma":
         opened = (q_modality > TEXT) & (k_modality != q_modality)
     else:
-        raise ValueError(f"no rule for attention {attention!r}")
+        raise ValueError(f"unknown attention {attention!r}: choose one of {', '.join(KINDS)}")
     allowed = (k_pos <= q_pos) | (opened & (q_turn == k_turn))
     real = (q_modality != PAD) & (k_modality != PAD)
     # A row without a single True would be 0/0 in the softmax: padding looks at itself.
@@ -52,7 +52,7 @@ def mask_mod(modality, generated, attention="mma"):
     FlexAttention takes it: `create_block_mask(mask_mod(...), B, None, T, T)`. Takes and raises what
     `attention_mask` does.
     """
-    check(modality, generated, attention)
+    check(modality, generated)
     # Each generated token begins a turn, and a rule opens nothing beyond its turn: no token sees a
     # generated token that comes after it, through any number of layers.
     # In a conversation (picture, question 1, answer 1, question 2, answer 2) the image sees only
@@ -88,10 +88,8 @@ def attention_mask(modality, generated, attention="mma"):
     return mod(row, None, pos[:, None], pos)  # (B, 1, T, T)
 
 
-def check(modality, generated, attention):
+def check(modality, generated):
     """Raise ValueError unless the arguments are what `attention_mask` says."""
-    if attention not in KINDS:
-        raise ValueError(f"unknown attention {attention!r}: choose one of {', '.join(KINDS)}")
     shape, other = tuple(modality.shape), tuple(generated.shape)
     if len(shape) != 2 or shape != other:
         raise ValueError(f"modality and generated must both be (B, T), but are {shape} and {other}")

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from data import Dataset, make_world, read_folder
 from mma import KINDS
-from model import (Config, MultimodalGPT, Tokenizer, answer, autocast, make_optimizers,
+from model import (PATCH, Config, MultimodalGPT, Tokenizer, answer, autocast, make_optimizers,
                    pick_device, save)
 
 ORDERS = ("image-first", "text-first")
@@ -46,49 +46,46 @@ PRESETS = {
 }
 
 
-def at_least(least, number=int):
-    """An argparse type: a number that is not below `least`."""
-    def parse(text):
-        if number(text) >= least:
-            return number(text)
-        raise argparse.ArgumentTypeError(f"{text} is below {least}")
-    return parse
-
-
 def parse(arguments=None):
     """The command line -> a namespace of options."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add, count, positive = parser.add_argument, at_least(1), at_least(0, float)
+    add = parser.add_argument
     add("--attention", choices=KINDS, default="mma", help="mask of fine-tuning")
     add("--order", choices=ORDERS, default=ORDERS[0], help="of picture and question in a row")
     add("--data", metavar="FOLDER", help="your own pictures (default: the picture world)")
     add("--pretrained", metavar="FILE", help="fine-tune this pretrained.pt, in its sizes")
     add("--resume", metavar="RUN", help="go on with an interrupted run; takes no other option")
     add("--name", help="folder under runs/ (default: ATTENTION-seedSEED)")
-    add("--seed", type=at_least(0), default=0, help="of the weights, the questions and the batches")
+    add("--seed", type=int, default=0, help="of the weights, the questions and the batches")
     add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
     add("--preset", choices=PRESETS, default="tiny", help="sizes for two CPU cores, or one GPU")
-    add("--width", type=count, default=128, help="width of the ViT and of the decoder")
-    add("--heads", type=count, default=4, help="attention heads")
-    add("--layers", type=count, default=4, help="blocks of the decoder")
-    add("--vit-layers", type=count, default=3, help="blocks of the ViT")
-    add("--image-size", type=count, default=64, help="pixels a side of a picture")
-    add("--scenes", type=count, default=20_000, help="training scenes of the picture world")
-    add("--batch-size", type=at_least(2), default=64, help="pictures in a batch; sft: a quarter")
-    add("--questions", type=count, default=8, help="questions about each picture of a batch")
-    add("--pretrain-steps", type=at_least(0), default=1000, help="steps of the first stage")
-    add("--sft-steps", type=at_least(0), default=600, help="steps of the second stage")
-    add("--pretrain-lr", type=positive, default=0.02, help="highest rate of Muon in pretrain")
-    add("--sft-lr", type=positive, default=0.03, help="highest rate of Muon in sft")
+    add("--width", type=int, default=128, help="width of the ViT and of the decoder")
+    add("--heads", type=int, default=4, help="attention heads")
+    add("--layers", type=int, default=4, help="blocks of the decoder")
+    add("--vit-layers", type=int, default=3, help="blocks of the ViT")
+    add("--image-size", type=int, default=64, help="pixels a side of a picture")
+    add("--scenes", type=int, default=20_000, help="training scenes of the picture world")
+    add("--batch-size", type=int, default=64, help="pictures in a batch; sft: a quarter")
+    add("--questions", type=int, default=8, help="questions about each picture of a batch")
+    add("--pretrain-steps", type=int, default=1000, help="steps of the first stage")
+    add("--sft-steps", type=int, default=600, help="steps of the second stage")
+    add("--pretrain-lr", type=float, default=0.02, help="highest rate of Muon in pretrain")
+    add("--sft-lr", type=float, default=0.03, help="highest rate of Muon in sft")
     add("--train-vit", action="store_true", help="train the ViT in fine-tuning, too")
-    add("--save-every", type=positive, default=60, help="seconds between two checkpoints")
+    add("--save-every", type=float, default=60, help="seconds between two checkpoints")
     options = parser.parse_args(arguments)
     if options.resume and options != parser.parse_args(["--resume", options.resume]):
         parser.error("--resume takes no other option: a run goes on with those it was started with")
     parser.set_defaults(**PRESETS[options.preset])
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for name in (*SIZES, "scenes", "batch_size", "questions"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if options.width % options.heads or options.image_size % PATCH:
+        parser.error(f"--width must be a multiple of --heads, and --image-size of {PATCH}")
+    return options
 
 
 def load(path, device="cpu"):
@@ -106,12 +103,9 @@ def load(path, device="cpu"):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         with torch.device("meta"):  # takes no memory: the weights come from the file
             model = MultimodalGPT(Config(**checkpoint["config"]))
-        kind = checkpoint["options"]["attention"]
-        model.attention = KINDS[KINDS.index(kind)]  # an error if it is unknown
+        model.attention = checkpoint["options"]["attention"]
         model.load_state_dict(checkpoint["weights"], assign=True)
         tokenizer = Tokenizer(checkpoint["words"])
-        if len(tokenizer.pieces) != model.config.vocab_size:
-            raise ValueError("vocabulary and configuration differ")
     except Exception as error:  # damaged files raise nearly every kind there is
         raise SystemExit(f"{path}: damaged, or no checkpoint of this program ({error!r:.200})")
     return model.to(device).eval(), tokenizer, checkpoint
@@ -229,8 +223,7 @@ class Trainer:
         loss = loss.item()
         rate = self.optimizers[0].param_groups[0]["lr"]
         if not math.isfinite(loss):
-            where = f"step {self.step} of {self.stage}, learning rate {rate:.2g}"
-            raise SystemExit(f"the loss is {loss} at {where}; the last checkpoint stays")
+            raise SystemExit(f"the loss is {loss} at step {self.step}: lower --{self.stage}-lr")
         if RANK > 0:
             return
         bar.set_postfix(loss=f"{loss:.3f}")
@@ -238,9 +231,8 @@ class Trainer:
         if self.step % EVAL_EVERY == 0 or self.step == self.steps:
             line |= self.evaluate(bar)
         self.log.append(line)
-        with open(self.folder / "metrics.jsonl", "w") as file:
-            for line in self.log:
-                file.write(json.dumps(line) + "\n")
+        lines = [json.dumps(line) + "\n" for line in self.log]
+        (self.folder / "metrics.jsonl").write_text("".join(lines))
 
     def evaluate(self, bar):
         """Show and return the loss of held-out captions, or the accuracy of each question kind."""
@@ -285,10 +277,6 @@ def start(options, splits=None):
         for name in SIZES:
             setattr(options, name, getattr(model.config, name))
     splits = train, _ = splits or load_splits(options)
-    if not train.captions:
-        print("no captions: fine-tuning takes the steps of both stages, and trains the ViT")
-        options.sft_steps += options.pretrain_steps
-        options.pretrain_steps, options.train_vit = 0, True
     if not train.questions:
         print("no questions: no fine-tuning")
         options.sft_steps = 0
@@ -297,10 +285,7 @@ def start(options, splits=None):
         tokenizer = Tokenizer.build(text for e in examples for text in (e.prompt or "", e.answer))
         sizes = {name: getattr(options, name) for name in SIZES}
         torch.manual_seed(options.seed)
-        try:
-            model = MultimodalGPT(Config(len(tokenizer.pieces), **sizes))
-        except ValueError as error:
-            raise SystemExit(f"these sizes do not fit together: {error}")
+        model = MultimodalGPT(Config(len(tokenizer.pieces), **sizes))
     trainer = Trainer(options, folder, model, tokenizer, splits)
     trainer.begin("pretrain" if options.pretrain_steps else "sft")
     folder.mkdir(parents=True, exist_ok=True)
@@ -326,10 +311,9 @@ def main():
     """The command line."""
     options = parse()
     if WORLD > 1:
-        cuda = torch.cuda.is_available()
-        if cuda:
+        if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group()
     trainer = resume(options.resume) if options.resume else start(options)
     try:
         trainer.train()

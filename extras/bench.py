@@ -204,7 +204,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
-    add("--steps", type=train.at_least(1), default=15, help="training steps a stage (default: 15)")
+    add("--steps", type=int, default=15, help="training steps a stage (default: 15)")
     add("--json", metavar="FILE", type=Path, help="write every value there, too")
     add("train", nargs="*", help="after --: options of train.py, such as -- --preset base")
     options = parser.parse_args()

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import eval_pope
-from data import FIRST_SEED, SIZE, Example, caption, draw, make_scene, questions_about
+from data import FIRST_SEED, Example, caption, draw, make_scene, questions_about
 from extras.compare import default_runs
 from mma import IMAGE, KINDS, TEXT, attention_mask
 from model import pick_device
@@ -118,14 +118,6 @@ def draw_masks():
 
 # Scenes.
 
-def draw_scene(scene, size):
-    """`data.draw` for a model's size of pictures. SystemExit if that cannot be."""
-    if size % SIZE:
-        raise SystemExit(f"this model sees pictures of {size} pixels a side, and scenes have "
-                         f"multiples of {SIZE}: ask it about your own (extras.sample --image)")
-    return draw(scene, size)
-
-
 def sheet(scenes, lines, columns=4, side=256, pitch=292):
     """A picture of scenes, each above its lines of text: a list of (text, color) for each scene."""
     height = side + 22 * max(map(len, lines)) + 28
@@ -147,7 +139,7 @@ def draw_answers(run, scenes):
         exist, others = asked[:3], asked[3:]
         chosen = exist[i % 3], others[2 * i % len(others)], others[(2 * i + 1) % len(others)]
         examples += [Example(i, *question) for question in chosen]
-    answers = eval_pope.ask(run, np.stack([draw_scene(scene, size) for scene in scenes]), examples)
+    answers = eval_pope.ask(run, np.stack([draw(scene, size) for scene in scenes]), examples)
     lines = [[] for _ in scenes]
     for example, answer in zip(examples, answers):
         right = answer == example.answer

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from data import FIRST_SEED, Dataset, Example, load_picture, make_scene
-from extras.figures import INK, PAPER, draw_scene, font, newest_run, printable, write
+from data import FIRST_SEED, Dataset, Example, draw, load_picture, make_scene
+from extras.figures import INK, PAPER, font, newest_run, printable, write
 from mma import IMAGE
 from model import EOS_ID, SPECIALS, pick_device
-from train import at_least, load
+from train import load
 
 NEW_TOKENS = 16  # of an answer, at most
 PANEL, GAP, MARGIN, ROW = 320, 24, 60, 406  # pixels; MARGIN: for the question; ROW: a whole row
@@ -131,7 +131,7 @@ def choose_picture(options):
         return lambda size: load_picture(options.image, size)
     n = random.randrange(1000) if options.scene is None else options.scene
     print(f"picture: test scene {n} (--scene {n} shows it again)")
-    return lambda size: draw_scene(make_scene(FIRST_SEED["test"] + n), size)
+    return lambda size: draw(make_scene(FIRST_SEED["test"] + n), size)
 
 
 def ask(runs, show, question, out):
@@ -165,7 +165,7 @@ def main():
     add, source = parser.add_argument, parser.add_mutually_exclusive_group()
     add("runs", nargs="*", metavar="RUN", help="run folder or checkpoint (default: the newest run)")
     source.add_argument("--image", metavar="FILE", help="a picture of yours")
-    source.add_argument("--scene", metavar="N", type=at_least(0), help="test scene (default: any)")
+    source.add_argument("--scene", metavar="N", type=int, help="test scene (default: any)")
     add("--question", metavar="TEXT", help="ask this and end (default: ask again and again)")
     add("--out", metavar="FILE", default="sample.png", help="what to draw (default: sample.png)")
     add("--device", help="cpu, cuda, mps, ... (default: the best there is)")

@@ -94,15 +94,16 @@ def slow_down_saves(events):
     """Each save rests in the middle, and before it gets its name: time to be killed there."""
     save, replace = torch.save, os.replace
 
-    def slow_save(checkpoint, file):
+    def slow_save(checkpoint, path):
         os.write(events, b"s")
         whole = io.BytesIO()
         save(checkpoint, whole)
         half = len(whole.getvalue()) // 2
-        file.write(whole.getvalue()[:half])
-        file.flush()
-        time.sleep(0.005)
-        file.write(whole.getvalue()[half:])
+        with open(path, "wb") as file:
+            file.write(whole.getvalue()[:half])
+            file.flush()
+            time.sleep(0.005)
+            file.write(whole.getvalue()[half:])
 
     def slow_replace(old, new):
         time.sleep(0.002)

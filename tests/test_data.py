@@ -17,8 +17,8 @@ from mma import IMAGE, PAD, TEXT
 from model import ASSISTANT_ID, EOS_ID, IGNORE, IMAGE_ID, PAD_ID, USER_ID, Config, Tokenizer
 
 TOKENIZER = Tokenizer.build(["Is there a star in the image?", "a red fish at top-left."] * 2)
-CONFIG = Config(vocab_size=300, context=48, image_size=16, patch_size=8)  # 4 image tokens
-IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+CONFIG = Config(vocab_size=300, context=48, image_size=32)  # 4 image tokens
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 EXAMPLES = [Example(0, None, "a red fish at top-left.", "caption"),
             Example(2, "x" * 60, "no", "exist"),  # too long
             Example(1, "Is there a star in the image?", "no", "exist"),
@@ -246,6 +246,20 @@ def test_the_three_forms_of_lines_become_examples(tmp_path):
             assert answers.count("yes") == answers.count("no")
             if len(numbers) > 10:  # in the training split each object is asked for
                 assert len(set(own)) == 2 + 4
+
+
+def test_without_captions_open_questions_and_their_answers_are_captions(tmp_path):
+    lines = [{"image": f"{i}.png", "question": f"{i} {j}?", "answer": answer}
+             for i in range(20) for j, answer in enumerate(("red", "yes", "two", "no"))]
+    for split in read_folder(make_folder(tmp_path, lines), 8):
+        for i, n in enumerate(shown(split)):
+            told = {c.answer for c in split.captions if c.picture == i and c.prompt is None}
+            assert told and told <= {f"{n} 0? red {n} 2? two", f"{n} 2? two {n} 0? red"}
+    lines = [line for line in lines if line["answer"] in ("yes", "no")]  # nothing better
+    for split in read_folder(make_folder(tmp_path, lines), 8):
+        for i, n in enumerate(shown(split)):
+            told = {c.answer for c in split.captions if c.picture == i}
+            assert told and told <= {f"{n} 1? yes {n} 3? no", f"{n} 3? no {n} 1? yes"}
 
 
 def test_without_val_jsonl_a_tenth_of_the_pictures_is_held_out(tmp_path):

@@ -249,7 +249,7 @@ def test_missing_pictures_are_left_out_and_counted(runs, evaluate, official):
     assert printed.count("2 of 24 questions are left out") == 3 and str(pictures) in printed
     given = [line["question_id"] for line in read_lines(folder / "pope_random_answers.jsonl")]
     assert given == [3 * i for i in range(24) if i not in (6, 7)]
-    with pytest.raises(SystemExit, match="none of the pictures"):
+    with pytest.raises(SystemExit, match="not enough pictures"):
         evaluate(folder, "--pope", *paths, "--images", pictures.parent)
     with pytest.raises(SystemExit, match="2"):
         evaluate(folder, "--pope", *paths)

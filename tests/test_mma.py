@@ -158,7 +158,8 @@ ANSWER = torch.tensor([[False, False, True]])
 ])
 def test_wrong_input_is_refused_by_name(build, modality, generated, attention, says):
     with pytest.raises(ValueError, match=says):
-        build(modality, generated, attention)
+        built = build(modality, generated, attention)
+        built(*torch.zeros(4, dtype=int))  # mask_mod meets an unknown attention when it is asked
 
 
 def test_the_example_in_the_documentation_runs():
