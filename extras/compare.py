@@ -67,18 +67,13 @@ def trained(kind, seed, options, arguments, change=None):
 
 
 def fine_tuned(seed, arguments, change=None):
-    """Pre-train a seed unless that is done, and fine-tune it -> folders of the two stages.
-
-    On data of your own each run does both at once, as `train.py` does: one folder.
-    """
+    """Pre-train a seed unless that is done, and fine-tune it -> folders of the two stages."""
     options, kind = changed(arguments, SFT_ONLY), train.parse(arguments).attention
-    folders = []
-    if "data" not in options:
-        first = [*arguments, "--sft-steps", "0"]
-        folders.append(trained("pretrained", seed, options, first, change))
-        arguments = [*arguments, "--pretrained", str(folders[0] / "model.pt")]
+    first = [*arguments, "--sft-steps", "0"]
+    pretrained = trained("pretrained", seed, options, first, change)
+    arguments = [*arguments, "--pretrained", str(pretrained / "model.pt")]
     own = changed(arguments, ["attention", "pretrained"])
-    return [*folders, trained(kind, seed, own, arguments, change)]
+    return pretrained, trained(kind, seed, own, arguments, change)
 
 
 def take_off(curve, least=0.6):
