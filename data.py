@@ -96,9 +96,8 @@ def draw(scene, size=SIZE):
     scale = size / SIZE
     picture = background(scene.theme, size).copy()
     for o in scene.objects:
-        left = round(scale * (o.x - o.size // 2))
-        top = round(scale * (o.y - o.size // 2))
-        picture.alpha_composite(sprite(o.name, o.color, round(scale * o.size)), (left, top))
+        corner = round(scale * (o.x - o.size // 2)), round(scale * (o.y - o.size // 2))
+        picture.alpha_composite(sprite(o.name, o.color, round(scale * o.size)), corner)
     return np.array(picture.convert("RGB"))
 
 
@@ -206,10 +205,7 @@ class Dataset:
         return [USER_ID, *body, ASSISTANT_ID], answer
 
     def sample(self, pictures, rows, seed):
-        """Draw some pictures, and some rows about each -> indices of rows.
-
-        A pure function of the seed: a resumed run draws the same batches without any state.
-        """
+        """Some pictures and rows about each -> indices. No state: resumed runs draw the same."""
         rng, indices = Random(seed), []
         for own in rng.sample(list(self.rows_of.values()), min(pictures, len(self.rows_of))):
             indices += rng.sample(own, min(rows, len(own)))
@@ -310,7 +306,7 @@ def make_split(folder, part, entries, size, known, seed):
     """Entries of a .jsonl file -> Split. known: all objects, to ask for what is not there, too."""
     names = [entry["image"] for entry in entries]
     images, index = load_pictures(folder, names, size, folder / f".{part}-{size}px.pt")
-    split = Split(images, [], [], [{} for _ in images])
+    split = Split(images, [], [], [[] for _ in images])
     for entry in entries:
         i = index.get(entry["image"])
         if i is None:
@@ -320,10 +316,11 @@ def make_split(folder, part, entries, size, known, seed):
         if "question" in entry:
             kind = entry.get("kind", "question")
             split.questions.append(Example(i, entry["question"], entry["answer"], kind))
-        split.objects[i] |= dict.fromkeys(entry.get("objects", []))
+        for name in entry.get("objects", []):
+            if name not in split.objects[i]:
+                split.objects[i].append(name)
     rng = Random(seed)
     for i, present in enumerate(split.objects):
-        split.objects[i] = list(present)
         absent = [name for name in known if name not in present]
         rng.shuffle(absent)
         for yes, no in zip(cycle(present), absent[:6]):

@@ -2,9 +2,8 @@
 
 POPE ("Evaluating Object Hallucination in Large Vision-Language Models", arXiv 2305.10355) asks
 about each picture for three objects that are in it and three that are not. The absent ones are
-drawn at random (`random`), from the most frequent objects (`popular`), or from those that most
-often stand together with one in the picture (`adversarial`): the better a model knows what usually
-is there, the harder not to say yes.
+drawn at random (`random`), are the most frequent (`popular`), or those that most often stand
+together with one in the picture (`adversarial`).
 
     python eval_pope.py                            the newest run, about its own data
     python eval_pope.py runs/causal-* runs/mma-*   several, one after the other
@@ -163,9 +162,8 @@ def main():
             answers = out / f"pope_{split}_answers.jsonl"
             figures[split] = ask_official(run, file, Path(options.images), answers)
         (out / "eval.json").write_text(json.dumps(figures, indent=1) + "\n")
-        trained = checkpoint["finished"] and checkpoint["stage"] == "sft"
-        note = "" if trained else ", NOT FINE-TUNED TO THE END"
-        print(f"\n{path}: {model.attention}{note}")
+        state = "finished" if checkpoint["finished"] else "unfinished"
+        print(f"\n{path}: {model.attention}, {checkpoint['stage']} {state}")
         for name, shares in figures.items():
             if name == "accuracy":  # of all questions
                 shares = {"of all questions": shares}

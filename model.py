@@ -40,9 +40,8 @@ class Tokenizer:
     def build(cls, texts, max_words=8192):
         """The vocabulary of an iterable of strings: the most frequent pieces that come twice."""
         counts = Counter(piece for text in texts for piece in cls.PIECE.findall(text))
-        twice = [piece for piece in sorted(counts) if counts[piece] > 1]
-        twice.sort(key=counts.get, reverse=True)  # equal counts stay in alphabetical order
-        return cls(twice[:max_words])
+        ranked = sorted(counts, key=lambda piece: (-counts[piece], piece))
+        return cls([piece for piece in ranked if counts[piece] > 1][:max_words])
 
     def encode(self, text):
         """Any string -> list of ids."""
@@ -130,7 +129,6 @@ class ViT(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
         D = config.width
         # Four convolutions that halve the sides learn shapes from fewer pictures than one linear
         # layer ("Early Convolutions Help Transformers See Better", arXiv 2106.14881).
@@ -206,8 +204,7 @@ class MultimodalGPT(nn.Module):
                      questions about one picture then share one pass through the ViT.
         Returns (logits, loss): without labels (B, T, V) and None; with labels the logits that the
         loss was computed from, (number of labels, V), and their mean cross-entropy.
-        Raises ValueError if pictures and positions for them do not match (on a CPU), if a row is
-        longer than the context, and where `mma.attention_mask` does.
+        Raises ValueError for a wrong number of pictures (on a CPU) and rows beyond the context.
         """
         T, context = ids.shape[1], self.config.context
         if T > context:
@@ -269,7 +266,7 @@ class MultimodalGPT(nn.Module):
         return torch.stack(tokens, 1)
 
 
-def make_optimizers(model, muon_lr, adam_lr):
+def make_optimizers(model, lr):
     """Muon (Jordan et al. 2024) for all matrices that mix features, AdamW for everything else."""
     matrices, rest = [], []
     for name, p in model.named_parameters():
@@ -277,9 +274,9 @@ def make_optimizers(model, muon_lr, adam_lr):
         group = matrices if p.dim() == 2 and not embedding else rest
         group.append(p)
     return [
-        torch.optim.Muon(matrices[::2], muon_lr, weight_decay=0),  # halves, for two threads
-        torch.optim.Muon(matrices[1::2], muon_lr, weight_decay=0),
-        torch.optim.AdamW(rest, adam_lr, betas=(0.9, 0.95), weight_decay=0, fused=True),
+        torch.optim.Muon(matrices[::2], lr, weight_decay=0),  # halves, for two threads
+        torch.optim.Muon(matrices[1::2], lr, weight_decay=0),
+        torch.optim.AdamW(rest, 0.3 * lr, betas=(0.9, 0.95), weight_decay=0, fused=True),
     ]
 
 

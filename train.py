@@ -13,7 +13,7 @@ import math
 import os
 import time
 import zipfile
-from collections import Counter
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -29,12 +29,10 @@ from mma import KINDS
 from model import (PATCH, Config, MultimodalGPT, Tokenizer, answer, autocast, make_optimizers,
                    pick_device, save)
 
-ORDERS = ("image-first", "text-first")
 LOG_EVERY = 20  # steps between two losses in the log; the run is saved only there
 EVAL_EVERY = 100  # steps between two validations
 VAL_SCENES = 128
 VAL_QUESTIONS = 1000  # of a validation, at most
-ADAM_SHARE = 0.3  # Adam's learning rate as a share of Muon's
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # of torchrun
 WARMUP = 20  # steps in which the learning rate rises
 COOLDOWN = 0.3  # last share of a stage, in which it falls to 0
@@ -53,7 +51,8 @@ def parse(arguments=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--attention", choices=KINDS, default="mma", help="mask of fine-tuning")
-    add("--order", choices=ORDERS, default=ORDERS[0], help="of picture and question in a row")
+    add("--order", choices=("image-first", "text-first"), default="image-first",
+        help="of picture and question in a row")
     add("--data", metavar="FOLDER", help="your own pictures (default: the picture world)")
     add("--pretrained", metavar="FILE", help="fine-tune this pretrained.pt, in its sizes")
     add("--resume", metavar="RUN", help="go on with an interrupted run; takes no other option")
@@ -113,11 +112,10 @@ def load(path, device="cpu"):
 
 def accuracy_by_kind(examples, answers):
     """-> dict of question kind -> share of answers that are exactly right."""
-    right, total = Counter(), Counter()
+    right = defaultdict(list)
     for example, given in zip(examples, answers):
-        total[example.kind] += 1
-        right[example.kind] += given == example.answer
-    return {kind: right[kind] / total[kind] for kind in total}
+        right[example.kind].append(given == example.answer)
+    return {kind: sum(found) / len(found) for kind, found in right.items()}
 
 
 def percents(shares):
@@ -161,7 +159,7 @@ class Trainer:
         # Short answers are a noisy signal that would undo what captions taught the ViT.
         self.model.vit.requires_grad_(stage == "pretrain" or options.train_vit)
         self.parallel = DistributedDataParallel(self.model) if WORLD > 1 else self.model
-        self.optimizers = make_optimizers(self.model, rate, ADAM_SHARE * rate)
+        self.optimizers = make_optimizers(self.model, rate)
 
     def train(self):
         """Both stages, from where the run stands to the end."""
@@ -321,9 +319,6 @@ def main():
         raise SystemExit(f"interrupted; to go on: python train.py --resume {trainer.folder}")
     if RANK == 0:
         print(f"\nnext: python eval_pope.py {trainer.folder}")
-    if WORLD > 1:
-        del trainer  # DistributedDataParallel must be gone before its group
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -204,12 +204,12 @@ def test_a_run_is_asked_what_its_own_pictures_allow(runs, evaluate, tmp_path, ab
 
 def test_runs_are_asked_in_turn_and_say_so_if_not_fine_tuned(runs, evaluate):
     first, second = runs("first"), runs("second", "--attention", "causal", finish=True)
-    assert "runs/second: causal\n" in evaluate("--scenes", 5)  # the newest
+    assert "runs/second: causal, sft finished\n" in evaluate("--scenes", 5)  # the newest
     assert not (first / "eval.json").exists()
     printed = evaluate(second, first, second / "pretrained.pt", "--scenes", 5)
     assert [line for line in printed.splitlines() if line.startswith("runs/")] == [
-        "runs/second: causal", "runs/first: mma, NOT FINE-TUNED TO THE END",
-        "runs/second/pretrained.pt: causal, NOT FINE-TUNED TO THE END"]
+        "runs/second: causal, sft finished", "runs/first: mma, pretrain unfinished",
+        "runs/second/pretrained.pt: causal, pretrain finished"]
 
 
 @pytest.fixture
