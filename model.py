@@ -124,6 +124,17 @@ class Block(nn.Module):
         return x + self.down(hidden)
 
 
+class Convolution(nn.Linear):
+    """3x3 pixels, halving the sides of a picture. Its weight is a matrix, so that Muon takes it."""
+
+    def __init__(self, before, after):
+        super().__init__(9 * before, after)
+
+    def forward(self, x):
+        """x: (N, channels before, height, width) -> (N, channels after, height / 2, width / 2)."""
+        return F.conv2d(x, self.weight.unflatten(1, (-1, 3, 3)), self.bias, stride=2, padding=1)
+
+
 class ViT(nn.Module):
     """Vision transformer: pictures to patch features. Every patch sees every patch: no mask."""
 
@@ -133,10 +144,8 @@ class ViT(nn.Module):
         # Four convolutions that halve the sides learn shapes from fewer pictures than one linear
         # layer ("Early Convolutions Help Transformers See Better", arXiv 2106.14881).
         self.patch = nn.Sequential(
-            nn.Conv2d(3, D // 4, 3, 2, 1), nn.GELU(),
-            nn.Conv2d(D // 4, D // 2, 3, 2, 1), nn.GELU(),
-            nn.Conv2d(D // 2, D, 3, 2, 1), nn.GELU(),
-            nn.Conv2d(D, D, 3, 2, 1))
+            Convolution(3, D // 4), nn.ReLU(), Convolution(D // 4, D // 2), nn.ReLU(),
+            Convolution(D // 2, D), nn.ReLU(), Convolution(D, D))
         self.position = nn.Parameter(torch.zeros(config.image_tokens, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.vit_layers))
         self.norm = nn.LayerNorm(config.width, bias=False)
@@ -167,8 +176,8 @@ class MultimodalGPT(nn.Module):
                 nn.init.zeros_(p)  # every block starts as the identity
             elif "token" in name or "position" in name:
                 nn.init.normal_(p, std=0.02)
-            elif p.dim() >= 2:
-                nn.init.normal_(p, std=p[0].numel() ** -0.5)
+            elif p.dim() == 2:
+                nn.init.normal_(p, std=p.shape[1] ** -0.5)
 
     def mask(self, modality, generated, layer):
         """The mask of one layer, (B, 1, T, T) bool. Override it to try another mask."""

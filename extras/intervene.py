@@ -1,0 +1,190 @@
+"""Where MMA works: change the mask of a trained model layer by layer, and see what it answers.
+
+    python -m extras.intervene runs/mma-*    a line for each run in results/interventions.jsonl
+    python -m extras.intervene --table       the tables of all lines, and results/layers.png
+
+Nothing is trained. Two interventions on the edges image -> question, each in some of the layers:
+
+closed   The image tokens do not see the question there, as under causal attention.
+swapped  There are two questions A and B about a picture. The text sees B alone, and so do the image
+         tokens, but in these layers they see A instead. Whose answer is given?
+
+Asks validation scenes.
+"""
+import argparse
+import json
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from data import (FIRST_SEED, NO_YES, OBJECTS, Dataset, Example, draw, exist_question, make_scene,
+                  read_lines, unambiguous)
+from extras.compare import percents, table
+from extras.figures import COLORS, INK, PAPER, font, write
+from mma import IMAGE, PAD, TEXT, attention_mask
+from model import MultimodalGPT, answer
+from train import load
+
+OTHER = 2  # the modality of the tokens of question A, which only image tokens see
+LINES = Path("results/interventions.jsonl")
+KINDS = {"exist": "Is there a fish?", "exist_color": "Is there a red fish?",
+         "color": "What color is the fish?", "where": "Where is the red fish?",
+         "what": "What is at top-left?"}  # of the questions, with an example
+NEITHER = (215, 215, 215)
+
+
+class Intervened(MultimodalGPT):
+    """A model whose image tokens see something else than the question in some layers."""
+    closed = swapped = ()  # layers
+
+    def mask(self, modality, generated, layer):
+        """As mma.attention_mask, (B, 1, T, T); modality may hold OTHER, for tokens of A."""
+        other = modality == OTHER
+        kind = "causal" if layer in self.closed else self.attention
+        mask = attention_mask(modality.where(~other, TEXT), generated, kind)
+        if not other.any():
+            return mask
+        image, text = modality == IMAGE, modality == TEXT
+        after = other.cumsum(1) > 0
+        hidden = text & after if layer in self.swapped else other  # from the image tokens
+        blocked = image[:, :, None] & hidden[:, None, :]
+        blocked |= (text & after)[:, :, None] & other[:, None, :]  # B never sees A
+        return mask & ~blocked[:, None]
+
+    def positions(self, modality):
+        """(B, T): A and B begin at the same position, as if each stood alone."""
+        other = modality == OTHER
+        alone = super().positions(modality.where(~other, PAD))
+        return super().positions(modality).where(other, alone)
+
+
+class TwoQuestions(Dataset):
+    """Examples whose prompt is question A and question B in a row; A's tokens become OTHER."""
+
+    def batch(self, indices, device="cpu", prompts_only=False):
+        batch = super().batch(indices, device, prompts_only)
+        [mark] = self.tokenizer.encode("?")
+        marks = (batch["ids"] == mark).cumsum(1)
+        first = (marks == 0) | ((marks == 1) & (batch["ids"] == mark))  # up to A's question mark
+        modality = batch["modality"]
+        after_picture = (modality == IMAGE).cumsum(1) == self.config.image_tokens
+        batch["modality"] = modality.masked_fill(first & after_picture & (modality == TEXT), OTHER)
+        return batch
+
+
+def pairs_of_questions(scenes, seed=0):
+    """Yields (index of the scene, kind, (question A, answer A), (question B, answer B)).
+
+    Both are of one kind and about one scene, and their answers differ.
+    """
+    rng = Random(seed)
+    for i, scene in enumerate(scenes):
+        names = [o.name for o in scene.objects]
+        exist = [(exist_question(name), NO_YES[name in names]) for name in OBJECTS]
+        for kind, asked in {"exist": exist, **unambiguous(scene)}.items():
+            wanted = rng.choice(sorted({text for _, text in asked} or [""]))
+            own = [pair for pair in asked if pair[1] == wanted]
+            others = [pair for pair in asked if pair[1] != wanted]
+            if own and others:
+                yield i, kind, rng.choice(own), rng.choice(others)
+
+
+def interventions(layers):
+    """All that is tried in a decoder of so many layers: yields (name, layers)."""
+    yield "closed", []
+    for name in ("closed", "swapped"):
+        yield from ((name, [layer]) for layer in range(layers))
+        yield name, list(range(1, layers))
+        yield name, list(range(layers))
+
+
+def ask_run(path, scenes=500):
+    """Yields the lines of a trained run; kinds: the shares of A's answer and of B's answer."""
+    trained, tokenizer, checkpoint = load(path)
+    model = Intervened(trained.config, trained.attention).eval()
+    model.load_state_dict(trained.state_dict())
+    scenes = [make_scene(FIRST_SEED["val"] + i) for i in range(scenes)]
+    images = np.stack([draw(scene, model.config.image_size) for scene in scenes])
+    asked = list(pairs_of_questions(scenes))
+    for name, layers in interventions(model.config.layers):
+        model.closed, model.swapped = (layers, []) if name == "closed" else ([], layers)
+        examples, maker = [], Dataset if name == "closed" else TwoQuestions
+        for i, kind, a, b in asked:
+            prompt = b[0] if name == "closed" else a[0] + b[0]
+            examples.append(Example(i, prompt, b[1], kind))
+        given = answer(model, maker(examples, images, tokenizer, model.config))
+        found = {kind: [] for kind in KINDS}
+        for (_, kind, a, b), text in zip(asked, given):
+            found[kind].append([text == a[1], text == b[1]])
+        shares = {kind: np.mean(both, axis=0).round(4).tolist() for kind, both in found.items()}
+        yield {"run": Path(path).name, "seed": checkpoint["options"]["seed"], "change": name,
+               "layers": layers, "kinds": shares}
+
+
+def grouped(lines):
+    """(change, layers from 1) -> the lines of all runs, by seed."""
+    groups = {}
+    for line in sorted(lines, key=lambda line: line["seed"]):
+        layers = " ".join(str(layer + 1) for layer in line["layers"]) or "none"
+        groups.setdefault((line["change"], layers), []).append(line)
+    return groups
+
+
+def layer_table(lines):
+    """Markdown: shares of the answers in percent, every run."""
+    rows = []
+    for (change, layers), runs in grouped(lines).items():
+        for i, whose in ((1, "right"),) if change == "closed" else ((0, "A"), (1, "B")):
+            row = {"change": change, "in layers": layers, "answer": whose}
+            rows.append(row | {k: percents(run["kinds"][k][i] for run in runs) for k in KINDS})
+    return table(rows)
+
+
+def draw_layers(lines):
+    """The picture of a swap in layer 1 and of one in all others: whose question is answered."""
+    picture = Image.new("RGB", (1120, 480), PAPER)
+    pen = ImageDraw.Draw(picture)
+    title = "Image tokens see question A, the text sees question B. Whose question is answered?"
+    pen.text((20, 16), title, INK, font(24))
+    panels = ("A in layer 1, B in the others", 260), ("B in layer 1, A in the others", 700)
+    for (title, left), first in zip(panels, (True, False)):
+        runs = [line for line in lines if line["change"] == "swapped" and line["layers"] and (
+                line["layers"] == [0] if first else line["layers"][0] == 1 < len(line["layers"]))]
+        pen.text((left, 66), title, INK, font(20))
+        for y, (kind, example) in zip(range(104, 404, 60), KINDS.items()):
+            pen.text((246, y + 20), example, INK, font(18), anchor="rm")
+            x = left
+            pen.rectangle((left, y, left + 400, y + 40), NEITHER)
+            for whose, color in ((0, COLORS[0]), (1, COLORS[1])):
+                width = 400 * np.mean([run["kinds"][kind][whose] for run in runs])
+                pen.rectangle((x, y, x + width, y + 40), color)
+                if width > 40:
+                    pen.text((x + width / 2, y + 20), f"{width / 4:.0f} %", PAPER, font(20),
+                             anchor="mm")
+                x += width
+    for x, color, text in ((260, COLORS[0], "A"), (330, COLORS[1], "B"), (400, NEITHER, "neither")):
+        pen.rectangle((x, 428, x + 18, 446), color)
+        pen.text((x + 28, 437), text, INK, font(20), anchor="lm")
+    return picture
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", help="runs trained with --attention mma")
+    parser.add_argument("--table", action="store_true", help="ask nothing")
+    options = parser.parse_args()
+    for path in [] if options.table else options.runs:
+        lines = [json.dumps(line) + "\n" for line in ask_run(path)]
+        with open(LINES, "a") as file:
+            file.writelines(lines)
+    lines = [line for _, line in read_lines(LINES)]
+    print(layer_table(lines))
+    write(draw_layers(lines), "results/layers.png")
+
+
+if __name__ == "__main__":
+    main()
