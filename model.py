@@ -125,13 +125,10 @@ class Block(nn.Module):
 
 
 class Convolution(nn.Linear):
-    """3x3 pixels, halving the sides of a picture. Its weight is a matrix, so that Muon takes it."""
-
-    def __init__(self, before, after):
-        super().__init__(9 * before, after)
+    """A 3x3 convolution that halves the sides, with its weight as a matrix, which Muon takes."""
 
     def forward(self, x):
-        """x: (N, channels before, height, width) -> (N, channels after, height / 2, width / 2)."""
+        """x: (N, channels, height, width) -> (N, new channels, height / 2, width / 2)."""
         return F.conv2d(x, self.weight.unflatten(1, (-1, 3, 3)), self.bias, stride=2, padding=1)
 
 
@@ -144,8 +141,8 @@ class ViT(nn.Module):
         # Four convolutions that halve the sides learn shapes from fewer pictures than one linear
         # layer ("Early Convolutions Help Transformers See Better", arXiv 2106.14881).
         self.patch = nn.Sequential(
-            Convolution(3, D // 4), nn.ReLU(), Convolution(D // 4, D // 2), nn.ReLU(),
-            Convolution(D // 2, D), nn.ReLU(), Convolution(D, D))
+            Convolution(9 * 3, D // 4), nn.ReLU(), Convolution(9 * (D // 4), D // 2), nn.ReLU(),
+            Convolution(9 * (D // 2), D), nn.ReLU(), Convolution(9 * D, D))
         self.position = nn.Parameter(torch.zeros(config.image_tokens, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.vit_layers))
         self.norm = nn.LayerNorm(config.width, bias=False)

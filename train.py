@@ -4,8 +4,7 @@
     sft       pictures + questions -> answers, under --attention: the one place where MMA comes in
 
 `python train.py` runs both and leaves runs/NAME/ with model.pt, pretrained.pt (the same before
-fine-tuning) and metrics.jsonl. `torchrun --nproc_per_node=N train.py` shares each batch between N
-processes; but for rounding, the result stays the same.
+fine-tuning) and metrics.jsonl. `torchrun --nproc_per_node=N train.py` uses N processes.
 """
 import argparse
 import json
@@ -234,10 +233,9 @@ class Trainer:
 
     def evaluate(self, bar):
         """Show and return the loss of held-out captions, or the accuracy of each question kind."""
-        rows = range(len(self.val.rows))
-        if self.stage == "pretrain" and rows:
+        if self.stage == "pretrain" and self.val.rows:
             with torch.no_grad():
-                loss = self.loss(self.val, rows[:VAL_SCENES]).item()
+                loss = self.loss(self.val, range(len(self.val.rows))[:VAL_SCENES]).item()
             bar.write(f"pretrain {self.step}: loss of held-out captions {loss:.3f}")
             return {"val_loss": loss}
         accuracy = accuracy_by_kind(self.val.examples, answer(self.model, self.val))

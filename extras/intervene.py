@@ -32,6 +32,7 @@ LINES = Path("results/interventions.jsonl")
 KINDS = {"exist": "Is there a fish?", "exist_color": "Is there a red fish?",
          "color": "What color is the fish?", "where": "Where is the red fish?",
          "what": "What is at top-left?"}  # of the questions, with an example
+SCENES = 500
 NEITHER = (215, 215, 215)
 
 
@@ -100,12 +101,12 @@ def interventions(layers):
         yield name, list(range(layers))
 
 
-def ask_run(path, scenes=500):
+def ask_run(path):
     """Yields the lines of a trained run; kinds: the shares of A's answer and of B's answer."""
     trained, tokenizer, checkpoint = load(path)
     model = Intervened(trained.config, trained.attention).eval()
     model.load_state_dict(trained.state_dict())
-    scenes = [make_scene(FIRST_SEED["val"] + i) for i in range(scenes)]
+    scenes = [make_scene(FIRST_SEED["val"] + i) for i in range(SCENES)]
     images = np.stack([draw(scene, model.config.image_size) for scene in scenes])
     asked = list(pairs_of_questions(scenes))
     for name, layers in interventions(model.config.layers):
