@@ -179,7 +179,6 @@ class Dataset:
     """
 
     def __init__(self, examples, images, tokenizer, config, order="image-first"):
-        """order: of picture and question, "image-first" or "text-first"."""
         self.images, self.tokenizer, self.config, self.order = images, tokenizer, config, order
         self.examples, self.rows = [], []  # a row: its prompt, and what is generated
         self.rows_of = defaultdict(list)  # picture -> indices of the rows about it

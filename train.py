@@ -91,8 +91,7 @@ def load(path, device="cpu"):
 
     weights_only: the file runs no code. SystemExit, with one line, if it is damaged.
     """
-    path = Path(path)
-    path = path / "model.pt" if path.is_dir() else path
+    path = Path(path, "model.pt") if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise SystemExit(f"{path}: no such checkpoint; `python train.py` makes one")
     try:

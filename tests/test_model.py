@@ -195,7 +195,7 @@ def test_questions_about_one_picture_share_it():
     torch.testing.assert_close(shared, model(images[index], *rows)[0])
 
 
-def test_without_its_blocks_the_vit_sees_31_pixels_a_side_for_each_token():
+def test_without_its_blocks_the_vit_sees_36_pixels_a_side_around_each_patch():
     model = make_model()
     model.vit.blocks = torch.nn.ModuleList()
     images = pictures(1).repeat(1024, 1, 1, 1)
@@ -205,8 +205,9 @@ def test_without_its_blocks_the_vit_sees_31_pixels_a_side_for_each_token():
     moved = (model.vit(changed) != model.vit(images)).any(-1)  # (1024, 4)
     for i in range(1024):
         for token in range(4):
-            down, right = i // 32 - token // 2 * 16, i % 32 - token % 2 * 16
-            assert moved[i, token] == (abs(down) <= 15 and abs(right) <= 15)
+            top, left = token // 2 * 16 - 10, token % 2 * 16 - 10
+            inside = top <= i // 32 < top + 36 and left <= i % 32 < left + 36
+            assert moved[i, token] == inside
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
