@@ -149,22 +149,22 @@ def draw_layers(lines):
     pen = ImageDraw.Draw(picture)
     title = "Image tokens see question A, the text sees question B. Whose question is answered?"
     pen.text((20, 16), title, INK, font(24))
+    by_seed = sorted(lines, key=lambda line: line["seed"])
     panels = ("A in layer 1, B in the others", 260), ("B in layer 1, A in the others", 700)
     for (title, left), first in zip(panels, (True, False)):
-        runs = [line for line in lines if line["change"] == "swapped" and line["layers"] and (
+        runs = [line for line in by_seed if line["change"] == "swapped" and line["layers"] and (
                 line["layers"] == [0] if first else line["layers"][0] == 1 < len(line["layers"]))]
         pen.text((left, 66), title, INK, font(20))
         for y, (kind, example) in zip(range(104, 404, 60), KINDS.items()):
             pen.text((246, y + 20), example, INK, font(18), anchor="rm")
-            x = left
-            pen.rectangle((left, y, left + 400, y + 40), NEITHER)
-            for whose, color in ((0, COLORS[0]), (1, COLORS[1])):
-                width = 400 * np.mean([run["kinds"][kind][whose] for run in runs])
-                pen.rectangle((x, y, x + width, y + 40), color)
-                if width > 40:
-                    pen.text((x + width / 2, y + 20), f"{width / 4:.0f} %", PAPER, font(20),
-                             anchor="mm")
-                x += width
+            for i, run in enumerate(runs):  # a bar each
+                top, bottom = y + 44 * i / len(runs), y + 44 * (i + 1) / len(runs) - 3
+                a, both = np.cumsum(run["kinds"][kind])
+                for share, color in ((1, NEITHER), (both, COLORS[1]), (a, COLORS[0])):
+                    if share > 0:
+                        pen.rectangle((left, top, left + 400 * share, bottom), color)
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    pen.text((1100, 437), f"one bar a seed: {seeds}", INK, font(20), anchor="rm")
     for x, color, text in ((260, COLORS[0], "A"), (330, COLORS[1], "B"), (400, NEITHER, "neither")):
         pen.rectangle((x, 428, x + 18, 446), color)
         pen.text((x + 28, 437), text, INK, font(20), anchor="lm")

@@ -1,5 +1,6 @@
 """What is changed in a trained model is what the interventions say, and nothing else."""
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mma import IMAGE, TEXT
 from model import Config, Tokenizer
 from train import save
 
+RESULTS = Path(__file__).parents[1] / "results"
 A, B = "Is there a fish in the image?", "Is there a red cup in the image?"
 TOKENIZER = Tokenizer.build([A, B, "yes no"] * 2)
 CONFIG = Config(len(TOKENIZER.pieces), width=32, heads=2, layers=3, vit_layers=1, image_size=32)
@@ -105,3 +107,8 @@ def test_every_intervention_becomes_a_line_and_a_picture(model, tmp_path, monkey
                            for layers in ([0], [1], [2], [1, 2], [0, 1, 2])]
     assert "| swapped | 1 2 3" in capsys.readouterr().out
     assert (tmp_path / "results" / "layers.png").exists()
+
+
+def test_the_table_in_the_results_is_what_the_command_prints():
+    lines = [json.loads(line) for line in open(RESULTS / "interventions.jsonl")]
+    assert intervene.layer_table(lines) in (RESULTS / "README.md").read_text("utf-8")
