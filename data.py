@@ -249,7 +249,7 @@ def read_lines(path):
     """A file of JSON lines -> yields (where: "FILE, line N", object as dict)."""
     where = path
     try:
-        for number, line in enumerate(Path(path).read_text("utf-8").split("\n"), 1):
+        for number, line in enumerate(Path(path).read_text("utf-8-sig").split("\n"), 1):
             where = f"{path}, line {number}"
             if line.strip():
                 yield where, dict(json.loads(line))
@@ -325,7 +325,7 @@ def make_split(folder, part, entries, size, known, seed):
         for yes, no in zip(cycle(present), absent[:6]):
             split.questions.append(Example(i, exist_question(yes), "yes", "exist"))
             split.questions.append(Example(i, exist_question(no), "no", "exist"))
-    if not split.captions:  # then a few questions with their answers are; yes and no say little
+    if not split.captions:  # up to four questions with answers are one; open ones, if any
         open_questions = [e for e in split.questions if e.answer not in NO_YES]
         told = defaultdict(list)
         for e in open_questions or split.questions:
