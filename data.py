@@ -191,7 +191,7 @@ class Dataset:
         if left_out := len(examples) - len(self.rows):
             print(f"left out: {left_out} of {len(examples)} texts, too long for the context")
         if examples and not self.rows:
-            raise SystemExit("no text is short enough for the context")
+            raise SystemExit("no text is short enough for the context; smaller pictures leave more")
 
     def layout(self, example):
         """Example -> (ids of the prompt, ids of what the model must produce)."""

@@ -93,7 +93,7 @@ class Attention(nn.Module):
     def forward(self, x, mask=None, cache=None):
         """x: (B, T, D) -> (B, T, D); mask: (B, 1, T, S) bool; cache: a list of [k, v] so far."""
         q, k, v = self.split(x)
-        if q.is_cpu and q.dtype == torch.bfloat16:  # its backward pass is very slow there
+        if q.is_cpu and q.dtype == torch.bfloat16:  # its backward pass is slow there
             q, k, v = q.float(), k.float(), v.float()
         if cache:  # keys and values of the positions before
             k = torch.cat([cache[0], k], dim=2)
@@ -138,13 +138,11 @@ class ViT(nn.Module):
     def __init__(self, config):
         super().__init__()
         D = config.width
-        # Two convolutions learn shapes from fewer pictures than one linear layer ("Early
-        # Convolutions Help Transformers See Better", arXiv 2106.14881). Together they make a patch
-        # of 16 pixels one vector that has seen 36.
+        # Two convolutions, as in "Early Convolutions Help Transformers See Better" (2106.14881).
         self.patch = nn.Sequential(Windows(64 * 3, D // 4), nn.ReLU(), Windows(64 * (D // 4), D))
-        self.position = nn.Parameter(torch.zeros(config.image_tokens, config.width))
+        self.position = nn.Parameter(torch.zeros(config.image_tokens, D))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.vit_layers))
-        self.norm = nn.LayerNorm(config.width, bias=False)
+        self.norm = nn.LayerNorm(D, bias=False)
 
     def forward(self, images):
         """images: (N, image_size, image_size, 3) uint8 -> (N, n, D)."""

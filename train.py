@@ -78,9 +78,10 @@ def parse(arguments=None):
         parser.error("--resume takes no other option: a run goes on with those it was started with")
     parser.set_defaults(**PRESETS[options.preset])
     options = parser.parse_args(arguments)
-    for name in (*SIZES, "scenes", "batch_size", "questions"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    counts = (*SIZES, "scenes", "batch_size", "questions")  # at least 1, other numbers 0
+    for name, value in vars(options).items():
+        if isinstance(value, (int, float)) and not value >= (name in counts):
+            parser.error(f"--{name.replace('_', '-')} must be at least {int(name in counts)}")
     if options.width % options.heads or options.image_size % PATCH:
         parser.error(f"--width must be a multiple of --heads, and --image-size of {PATCH}")
     return options
@@ -98,11 +99,12 @@ def load(path, device="cpu"):
         if zipfile.ZipFile(path).testzip():  # torch.load does not look at checksums
             raise ValueError("wrong checksum")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        with torch.device("meta"):  # takes no memory: the weights come from the file
-            model = MultimodalGPT(Config(**checkpoint["config"]))
-        model.attention = checkpoint["options"]["attention"]
-        model.load_state_dict(checkpoint["weights"], assign=True)
         tokenizer = Tokenizer(checkpoint["words"])
+        config = checkpoint["config"] | {"vocab_size": len(tokenizer.pieces)}
+        with torch.device("meta"):  # takes no memory: the weights come from the file
+            model = MultimodalGPT(Config(**config))
+        model.attention = KINDS[KINDS.index(checkpoint["options"]["attention"])]
+        model.load_state_dict(checkpoint["weights"], assign=True)
     except Exception as error:  # damaged files raise nearly every kind there is
         raise SystemExit(f"{path}: damaged, or no checkpoint of this program ({error!r:.200})")
     return model.to(device).eval(), tokenizer, checkpoint

@@ -1,7 +1,9 @@
 """Where MMA works: change the mask of a trained model layer by layer, and see what it answers.
 
-    python -m extras.intervene runs/mma-*    a line for each run in results/interventions.jsonl
-    python -m extras.intervene --table       the tables of all lines, and results/layers.png
+    python -m extras.intervene runs/mma-*    asks these runs, and ends with the table of all
+    python -m extras.intervene --table       the table of all runs that were asked
+
+The answers' shares go to results/interventions.jsonl, the picture of them to results/layers.png.
 
 Nothing is trained. Two interventions on the edges image -> question, each in some of the layers:
 
@@ -67,8 +69,8 @@ class TwoQuestions(Dataset):
     def batch(self, indices, device="cpu", prompts_only=False):
         batch = super().batch(indices, device, prompts_only)
         [mark] = self.tokenizer.encode("?")
-        marks = (batch["ids"] == mark).cumsum(1)
-        first = (marks == 0) | ((marks == 1) & (batch["ids"] == mark))  # up to A's question mark
+        is_mark = (batch["ids"] == mark).long()
+        first = is_mark.cumsum(1) == is_mark  # up to A's question mark
         modality = batch["modality"]
         after_picture = (modality == IMAGE).cumsum(1) == self.config.image_tokens
         batch["modality"] = modality.masked_fill(first & after_picture & (modality == TEXT), OTHER)
@@ -104,6 +106,9 @@ def interventions(layers):
 def ask_run(path):
     """Yields the lines of a trained run; kinds: the shares of A's answer and of B's answer."""
     trained, tokenizer, checkpoint = load(path)
+    options = checkpoint["options"]
+    if (options["attention"], options["order"]) != ("mma", "image-first"):
+        raise SystemExit(f"{path}: a run of --attention mma --order image-first is wanted")
     model = Intervened(trained.config, trained.attention).eval()
     model.load_state_dict(trained.state_dict())
     scenes = [make_scene(FIRST_SEED["val"] + i) for i in range(SCENES)]
@@ -120,7 +125,7 @@ def ask_run(path):
         for (_, kind, a, b), text in zip(asked, given):
             found[kind].append([text == a[1], text == b[1]])
         shares = {kind: np.mean(both, axis=0).round(4).tolist() for kind, both in found.items()}
-        yield {"run": Path(path).name, "seed": checkpoint["options"]["seed"], "change": name,
+        yield {"run": Path(path).name, "seed": options["seed"], "change": name,
                "layers": layers, "kinds": shares}
 
 
@@ -149,11 +154,11 @@ def draw_layers(lines):
     pen = ImageDraw.Draw(picture)
     title = "Image tokens see question A, the text sees question B. Whose question is answered?"
     pen.text((20, 16), title, INK, font(24))
-    by_seed = sorted(lines, key=lambda line: line["seed"])
-    panels = ("A in layer 1, B in the others", 260), ("B in layer 1, A in the others", 700)
-    for (title, left), first in zip(panels, (True, False)):
-        runs = [line for line in by_seed if line["change"] == "swapped" and line["layers"] and (
-                line["layers"] == [0] if first else line["layers"][0] == 1 < len(line["layers"]))]
+    groups = grouped(lines)
+    later = max((layers for _, layers in groups if layers.startswith("2")), key=len)
+    for left, layers, title in ((260, "1", "A in layer 1, B in the others"),
+                                (700, later, "B in layer 1, A in the others")):
+        runs = groups["swapped", layers]
         pen.text((left, 66), title, INK, font(20))
         for y, (kind, example) in zip(range(104, 404, 60), KINDS.items()):
             pen.text((246, y + 20), example, INK, font(18), anchor="rm")
@@ -178,11 +183,13 @@ def main():
     parser.add_argument("runs", nargs="*", help="runs trained with --attention mma")
     parser.add_argument("--table", action="store_true", help="ask nothing")
     options = parser.parse_args()
+    lines = [line for _, line in read_lines(LINES)] if LINES.exists() else []
     for path in [] if options.table else options.runs:
-        lines = [json.dumps(line) + "\n" for line in ask_run(path)]
-        with open(LINES, "a") as file:
-            file.writelines(lines)
-    lines = [line for _, line in read_lines(LINES)]
+        lines = [line for line in lines if line["run"] != Path(path).name]  # asked anew
+        lines += ask_run(path)
+        LINES.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if not lines:
+        parser.error("no run was asked yet: name one")
     print(layer_table(lines))
     write(draw_layers(lines), "results/layers.png")
 

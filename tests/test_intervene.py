@@ -101,12 +101,23 @@ def test_every_intervention_becomes_a_line_and_a_picture(model, tmp_path, monkey
     monkeypatch.setattr("sys.argv", ["intervene", str(tmp_path / "model.pt")])
     monkeypatch.setattr(intervene, "SCENES", 4)
     intervene.main()
+    intervene.main()  # asked anew: in place of the lines before
     lines = [json.loads(line) for line in open("results/interventions.jsonl")]
     assert [(line["change"], line["layers"]) for line in lines] == [
         ("closed", [])] + [(change, layers) for change in ("closed", "swapped")
                            for layers in ([0], [1], [2], [1, 2], [0, 1, 2])]
     assert "| swapped | 1 2 3" in capsys.readouterr().out
     assert (tmp_path / "results" / "layers.png").exists()
+
+
+def test_a_run_of_another_mask_is_refused(tmp_path):
+    config = Config(len(TOKENIZER.pieces), width=32, heads=2, layers=1, vit_layers=1)
+    save(tmp_path / "model.pt", {
+        "config": vars(config), "words": TOKENIZER.words, "finished": True,
+        "weights": intervene.Intervened(config).state_dict(),
+        "options": {"attention": "causal", "order": "image-first", "seed": 3}})
+    with pytest.raises(SystemExit, match="--attention mma --order image-first is wanted"):
+        next(intervene.ask_run(tmp_path / "model.pt"))
 
 
 def test_the_table_in_the_results_is_what_the_command_prints():

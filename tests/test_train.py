@@ -155,7 +155,8 @@ def make_folder(folder, captions, questions):
 
 
 @pytest.mark.parametrize("captions, questions, stages", [
-    (True, True, ["pretrain", "sft"]), (False, True, ["pretrain", "sft"]), (True, False, ["pretrain"])])
+    (True, True, ["pretrain", "sft"]), (False, True, ["pretrain", "sft"]),
+    (True, False, ["pretrain"])])
 def test_twenty_pictures_train_with_the_default_batch_size(tiny, captions, questions, stages):
     make_folder(Path("mine"), captions, questions)
     trainer = trained(tiny("--data", "mine", "--batch-size", 64))
@@ -333,12 +334,15 @@ def test_a_checkpoint_that_is_cut_off_is_refused(tiny):
 def test_a_file_that_is_no_checkpoint_of_this_program_is_refused(tiny):
     path = tiny().folder / "model.pt"
     checkpoint = torch.load(path)
-    config, weights = checkpoint["config"], checkpoint["weights"]
+    config, words, weights = (checkpoint[name] for name in ("config", "words", "weights"))
     for foreign in ([1, 2], {"a": torch.ones(3)}, weights,
                     {**checkpoint, "weights": {name: w[None] for name, w in weights.items()}},
                     {**checkpoint, "config": {**config, "width": 64}},
                     {**checkpoint, "config": {**config, "layers": 2}},
-                    {**checkpoint, "config": {**config, "depth": 2}}):
+                    {**checkpoint, "config": {**config, "depth": 2}},
+                    {**checkpoint, "options": {**checkpoint["options"], "attention": "nonsense"}},
+                    {**checkpoint, "words": words[1:]},
+                    {**checkpoint, "words": [*words, "more"]}):
         torch.save(foreign, path)
         refused("model.pt: damaged", train.load, path)
     with zipfile.ZipFile(path, "w") as file:
@@ -349,6 +353,10 @@ def test_a_file_that_is_no_checkpoint_of_this_program_is_refused(tiny):
 # Nonsense on the command line.
 
 @pytest.mark.parametrize("nonsense, says", [
+    ("--sft-steps -1", "--sft-steps must be at least 0"),
+    ("--seed -1", "--seed must be at least 0"),
+    ("--save-every nan", "--save-every must be at least 0"),
+    ("--sft-lr -0.1", "--sft-lr must be at least 0"),
     ("--batch-size 0", "--batch-size must be at least 1"),
     ("--vit-layers -1", "--vit-layers must be at least 1"),
     ("--scenes 0", "--scenes must be at least 1"),
