@@ -80,16 +80,17 @@ def score(answers, labels):
     }
 
 
-def ask(run, images, examples):
+def ask(run, images, examples, dataset_class=Dataset):
     """Let a run, as `train.load` returns it, answer some Examples -> list of texts."""
     model, tokenizer, checkpoint = run
-    dataset = Dataset(examples, images, tokenizer, model.config, checkpoint["options"]["order"])
+    order = checkpoint["options"]["order"]
+    dataset = dataset_class(examples, images, tokenizer, model.config, order)
     if len(dataset.examples) < len(examples):
         raise SystemExit("a question or its answer is too long for the context; take it out")
     return answer(model, dataset)
 
 
-def ask_own(run, scenes, part="test"):
+def ask_own(run, scenes, part="test", dataset_class=Dataset):
     """-> the figures of a run about its own data, as in eval.json."""
     model, _, checkpoint = run
     options, size = checkpoint["options"], model.config.image_size
@@ -104,9 +105,10 @@ def ask_own(run, scenes, part="test"):
         if not any(label == "no" for _, _, label in pope):
             continue  # nobody names objects, or all pictures show all of them
         examples = [Example(i, exist_question(object), label, name) for i, object, label in pope]
-        figures[name] = score(ask(run, split.images, examples), [e.answer for e in examples])
+        answers = ask(run, split.images, examples, dataset_class)
+        figures[name] = score(answers, [e.answer for e in examples])
     if split.questions:
-        answers = ask(run, split.images, split.questions)
+        answers = ask(run, split.images, split.questions, dataset_class)
         wanted = [example.answer for example in split.questions]
         figures["kinds"] = accuracy_by_kind(split.questions, answers)
         figures["accuracy"] = sum(a == b for a, b in zip(answers, wanted)) / len(wanted)

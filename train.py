@@ -87,8 +87,8 @@ def parse(arguments=None):
     return options
 
 
-def load(path, device="cpu"):
-    """A checkpoint, or the run with it -> (MultimodalGPT on `device`, Tokenizer, checkpoint dict).
+def load(path, device="cpu", model_class=MultimodalGPT):
+    """A checkpoint, or the run with it -> (model on `device`, Tokenizer, checkpoint dict).
 
     weights_only: the file runs no code. SystemExit, with one line, if it is damaged.
     """
@@ -102,7 +102,7 @@ def load(path, device="cpu"):
         tokenizer = Tokenizer(checkpoint["words"])
         config = checkpoint["config"] | {"vocab_size": len(tokenizer.pieces)}
         with torch.device("meta"):  # takes no memory: the weights come from the file
-            model = MultimodalGPT(Config(**config))
+            model = model_class(Config(**config))
         model.attention = KINDS[KINDS.index(checkpoint["options"]["attention"])]
         model.load_state_dict(checkpoint["weights"], assign=True)
     except Exception as error:  # damaged files raise nearly every kind there is
@@ -125,6 +125,7 @@ def percents(shares):
 
 class Trainer:
     """One run: model, data, and where it stands. `train` goes on from there to the end."""
+    model_class, dataset_class = MultimodalGPT, Dataset  # a subclass may name others
 
     def __init__(self, options, folder, model, tokenizer, splits):
         """splits: the two `data.Split`s to train and to validate on."""
@@ -154,8 +155,8 @@ class Trainer:
             examples, held_out = train.questions, val.questions
             self.model.attention = options.attention
         shared = self.tokenizer, self.model.config, options.order
-        self.data = Dataset(examples, train.images, *shared)
-        self.val = Dataset(held_out[:VAL_QUESTIONS], val.images, *shared)
+        self.data = self.dataset_class(examples, train.images, *shared)
+        self.val = self.dataset_class(held_out[:VAL_QUESTIONS], val.images, *shared)
         # Short answers are a noisy signal that would undo what captions taught the ViT.
         self.model.vit.requires_grad_(stage == "pretrain" or options.train_vit)
         self.parallel = DistributedDataParallel(self.model) if WORLD > 1 else self.model
@@ -263,13 +264,13 @@ def load_splits(options):
     return train, make_world("val", VAL_SCENES, 0, options.image_size)
 
 
-def start(options, splits=None):
+def start(options, splits=None, trainer_class=Trainer):
     """A Trainer for a new run. splits: in place of those that the options name."""
     folder = Path("runs") / (options.name or f"{options.attention}-seed{options.seed}")
     if (folder / "model.pt").exists() and RANK == 0:
         raise SystemExit(f"{folder} exists: give another --name, or go on with --resume {folder}")
     if options.pretrained:
-        model, tokenizer, _ = load(options.pretrained)
+        model, tokenizer, _ = load(options.pretrained, model_class=trainer_class.model_class)
         options.pretrain_steps = 0
         for name in SIZES:
             setattr(options, name, getattr(model.config, name))
@@ -282,21 +283,21 @@ def start(options, splits=None):
         tokenizer = Tokenizer.build(text for e in examples for text in (e.prompt or "", e.answer))
         sizes = {name: getattr(options, name) for name in SIZES}
         torch.manual_seed(options.seed)
-        model = MultimodalGPT(Config(len(tokenizer.pieces), **sizes))
-    trainer = Trainer(options, folder, model, tokenizer, splits)
+        model = trainer_class.model_class(Config(len(tokenizer.pieces), **sizes))
+    trainer = trainer_class(options, folder, model, tokenizer, splits)
     trainer.begin("pretrain" if options.pretrain_steps else "sft")
     folder.mkdir(parents=True, exist_ok=True)
     trainer.save()  # from now on there is something to resume
     return trainer
 
 
-def resume(folder, splits=None):
+def resume(folder, splits=None, trainer_class=Trainer):
     """A Trainer for a run that was interrupted, as it was when it was saved; see `start`."""
-    model, tokenizer, checkpoint = load(Path(folder) / "model.pt")
+    model, tokenizer, checkpoint = load(Path(folder, "model.pt"), "cpu", trainer_class.model_class)
     if checkpoint["finished"]:
         raise SystemExit(f"{folder} is finished; next: python eval_pope.py {folder}")
     options = argparse.Namespace(**checkpoint["options"])
-    trainer = Trainer(options, folder, model, tokenizer, splits or load_splits(options))
+    trainer = trainer_class(options, folder, model, tokenizer, splits or load_splits(options))
     trainer.begin(checkpoint["stage"])
     trainer.step, trainer.log = checkpoint["step"], checkpoint["log"]
     for optimizer, state in zip(trainer.optimizers, checkpoint["optimizers"], strict=True):

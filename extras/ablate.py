@@ -1,6 +1,6 @@
 """What each choice of the recipe is worth: undo one, train again, compare. Read after `compare.py`.
 
-    python -m extras.ablate --rows default "sft-lr 0.02" --seeds 0 1
+    python -m extras.ablate --rows default "ViT trained, too" --seeds 0 1
     python -m extras.ablate --seeds 0 -- --sft-steps 400    options after -- go to train.py
     python -m extras.ablate --table                         the table of all finished runs
     python -m extras.ablate --speed                         choices that cost or save time
@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import train
 from data import FIRST_SEED, PLACES, make_scene, read_lines
 from extras.bench import in_turn
-from extras.compare import SETTINGS, machine, queue, table, tables
+from extras.compare import Row, machine, queue, table, tables
 
 
 def retold(splits, order):
@@ -45,17 +45,14 @@ def in_order(splits):
     return retold(splits, order)
 
 
-ABLATIONS = {  # name -> options of train.py, or a change of its data, that undo one choice
-    "default": [],
-    "captions: place, then thing": [place_first],
-    "the same from top left to bottom right": [in_order],
-    "ViT trained, too": ["--train-vit"],
-    "sft-lr 0.02": ["--sft-lr", "0.02"],
-    "sft-lr 0.04": ["--sft-lr", "0.04"],
+ABLATIONS = {  # name -> what undoes one choice
+    "default": Row(),
+    "captions: place, then thing": Row(change=place_first),
+    "the same from top left to bottom right": Row(change=in_order),
+    "ViT trained, too": Row(["--train-vit"]),
 }
 SPEED = {"ViT trained, too": ["--train-vit"]}  # choices that change the time of a step
 LINES = Path("results/ablations.jsonl")
-EQUAL = [key for key in SETTINGS if key != "learning_rate"]  # that differs between rows
 
 
 def speed_row(name, extra, repetitions=12):
@@ -94,9 +91,9 @@ def main():
         print(f"{machine(device)}\n\n{table(rows)}")
         return
     if not options.table:
-        rows = {name: ABLATIONS[name] for name in options.rows}
-        queue(rows, options.seeds, options.train, LINES, "val")
-    print(tables([run for _, run in read_lines(LINES)], ABLATIONS, EQUAL))
+        rows = [(name, ABLATIONS[name]) for name in options.rows]
+        queue(rows, options.seeds, options.train, LINES, "search")
+    print(tables([run for _, run in read_lines(LINES)], ABLATIONS))
 
 
 if __name__ == "__main__":

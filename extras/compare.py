@@ -1,39 +1,55 @@
 """One mask beside another: rows of settings, from the same pre-trained start, seed by seed.
 
-    python -m extras.compare --rows causal mma --seeds 0 1 2
-    python -m extras.compare --seeds 0 -- --sft-steps 2400    options after -- go to train.py
+    python -m extras.compare --search --rows causal mma --seeds 100 101   the rate of each row
+    python -m extras.compare --rows causal mma --seeds 0 1 2              at that rate
+    python -m extras.compare --seeds 0 -- --sft-steps 1800    options after -- go to train.py
     python -m extras.compare --table                          the tables of all finished runs
 
-Each seed is pre-trained once, and its rows are fine-tuned from there on the same data. A finished
-run adds a line to results/runs.jsonl. Stop at any time: the same command skips finished runs.
+Each seed is pre-trained once, and its rows are fine-tuned from there on the same data. The search
+tries learning rates of fine-tuning on validation scenes; then each row is trained at the one that
+was best for it, and asked about test scenes. A finished run adds a line to results/runs.jsonl. Stop
+at any time: the same command skips finished runs.
 """
 import argparse
 import json
 import re
 import time
+from collections import Counter, defaultdict, namedtuple
+from functools import cache
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from subprocess import getoutput
 
 import torch
 
 import train
-from data import read_lines
-from eval_pope import SPLITS, ask_own
+from data import (FIRST_SEED, NO_YES, OBJECTS, Example, exist_question, make_scene, make_world,
+                  read_lines)
+from eval_pope import SPLITS, ask, ask_own
+from extras.variants import CCA, DOT, Scrambled, instructed
 from model import pick_device
 
-ROWS = {  # name -> options of train.py
-    "causal": ["--attention", "causal"],
-    "text-first": ["--attention", "causal", "--order", "text-first"],
-    "image": ["--attention", "image"],
-    "prefix": ["--attention", "prefix"],
-    "mma": ["--attention", "mma"],
+# options: of train.py. change: None, or a function that takes the two splits of the data and
+# returns others. own_start: the trainer is for pre-training, too.
+Row = namedtuple("Row", "options change trainer own_start",
+                 defaults=([], None, train.Trainer, False))
+ROWS = {
+    "causal": Row(["--attention", "causal"]),
+    "text-first": Row(["--attention", "causal", "--order", "text-first"]),
+    "image": Row(["--attention", "image"]),
+    "prefix": Row(["--attention", "prefix"]),
+    "mma": Row(["--attention", "mma"]),
+    "scrambled": Row(["--attention", "mma"], None, Scrambled),
+    "dot": Row(["--attention", "causal"], instructed, DOT, own_start=True),
+    "cca": Row(["--attention", "causal"], None, CCA, own_start=True),
 }
+RATES = (0.01, 0.02, 0.03, 0.04)
 OWN = {"--attention", "--order", "--seed", "--name", "--pretrained"}  # not for the user to set
 RUNS = Path("results/runs.jsonl")
-SCENES = 1000  # test scenes; POPE asks about 500 of them
+PARTS = {"search": "val", "test": "test"}  # split of a line -> scenes that are asked about
+SCENES = 1000  # POPE asks about 500 of them
 MIX = "default"  # of the questions in data.py
-SETTINGS = ("steps", "learning_rate", "mix", "data", "split", "options")  # of all rows of a table
+SETTINGS = ("steps", "mix", "data", "split", "options")  # of all rows of a table
 SFT_ONLY = ("attention", "order", "questions", "sft_steps", "sft_lr", "train_vit")
 
 
@@ -45,35 +61,36 @@ def changed(arguments, without):
     return {key: options[key] for key in kept if options[key] != default[key]}
 
 
-def trained(kind, seed, options, arguments, change=None):
-    """Train a run, or finish it, or find it finished -> its folder. options: part of its name.
-
-    change: None, or a function that takes the two splits of the data and returns others.
-    """
+def trained(kind, seed, options, arguments, row):
+    """Train a run, or finish it, or find it finished -> its folder. options: part of its name."""
     words = [f"compare-{kind}-seed{seed}", *(f"{key}-{value}" for key, value in options.items())]
-    words += [change.__name__] if change else []
+    words += [row.change.__name__] if row.change else []
     folder = Path("runs") / re.sub(r"[^\w.]+", "-", "-".join(words))
     if folder.exists() and train.load(folder)[2]["finished"]:
         return folder
     options = train.parse([*arguments, "--seed", str(seed), "--name", folder.name])
-    splits = change(train.load_splits(options)) if change else None
+    splits = row.change(train.load_splits(options)) if row.change else None
     if folder.exists():
-        train.resume(folder, splits).train()
+        train.resume(folder, splits, row.trainer).train()
     else:
         started = time.monotonic()
-        train.start(options, splits).train()
+        train.start(options, splits, row.trainer).train()
         (folder / "seconds").write_text(f"{time.monotonic() - started:.0f}")
     return folder
 
 
-def fine_tuned(seed, arguments, change=None):
+def fine_tuned(name, seed, arguments, row):
     """Pre-train a seed unless that is done, and fine-tune it -> folders of the two stages."""
     options, kind = changed(arguments, SFT_ONLY), train.parse(arguments).attention
-    first = [*arguments, "--sft-steps", "0"]
-    pretrained = trained("pretrained", seed, options, first, change)
+    before, start = "pretrained", row._replace(trainer=train.Trainer)
+    if row.trainer is not train.Trainer:
+        kind = name
+    if row.own_start:
+        before, start = f"pretrained-{name}", row
+    pretrained = trained(before, seed, options, [*arguments, "--sft-steps", "0"], start)
     arguments = [*arguments, "--pretrained", str(pretrained / "model.pt")]
     own = changed(arguments, ["attention", "pretrained"])
-    return pretrained, trained(kind, seed, own, arguments, change)
+    return pretrained, trained(kind, seed, own, arguments, row)
 
 
 def take_off(curve, least=0.6):
@@ -82,10 +99,46 @@ def take_off(curve, least=0.6):
     return next((step for step, _ in curve if step > low), None)
 
 
-def measured(folder, device, part):
+@cache
+def plausibility():
+    """(object, theme) -> how many of ten training scenes of the theme show the object."""
+    themes, seen = Counter(), Counter()
+    for seed in range(5000):
+        scene = make_scene(FIRST_SEED["train"] + seed)
+        themes[scene.theme] += 1
+        seen.update((name, scene.theme) for name in {o.name for o in scene.objects})
+    return {(name, theme): round(10 * seen[name, theme] / themes[theme])
+            for name in OBJECTS for theme in themes}
+
+
+def existence(run, part, dataset_class):
+    """Ask for all objects of the picture world in half of the scenes -> two dicts.
+
+    false_yes: plausibility (of ten) -> share of "yes" for what is not there.
+    by_objects: number of objects in the scene -> accuracy, as if half of them were there.
+    """
+    split, plausible = make_world(part, SCENES // 2, 0, run[0].config.image_size), plausibility()
+    examples, false_yes, right = [], defaultdict(list), defaultdict(list)
+    for i, present in enumerate(split.objects):
+        for name in OBJECTS:
+            label = NO_YES[name in present]
+            examples.append(Example(i, exist_question(name), label, name))
+    for example, text in zip(examples, ask(run, split.images, examples, dataset_class)):
+        scene = make_scene(FIRST_SEED[part] + example.picture)
+        right[len(scene.objects), example.answer].append(text == example.answer)
+        if example.answer == "no":
+            false_yes[plausible[example.kind, scene.theme]].append(text == "yes")
+    numbers = sorted({number for number, _ in right})
+    return {"false_yes": {key: round(mean(false_yes[key]), 4) for key in sorted(false_yes)},
+            "by_objects": {key: round(mean(mean(right[key, label]) for label in NO_YES), 4)
+                           for key in numbers}}
+
+
+def measured(folder, device, part, trainer):
     """Ask a finished run -> the figures of its line in the results. part: "val" or "test"."""
-    run = train.load(folder, device)
-    figures = ask_own(run, SCENES, part)
+    run = train.load(folder, device, trainer.model_class)
+    figures = ask_own(run, SCENES, part, trainer.dataset_class)
+    own = {} if run[2]["options"]["data"] else existence(run, part, trainer.dataset_class)
     pope = [split for split in SPLITS if split in figures]
     log = [line for line in run[2]["log"] if "accuracy" in line]
     curves = {}  # question kind -> list of [step, accuracy on held-out pictures]
@@ -95,7 +148,7 @@ def measured(folder, device, part):
     return {**{split: figures[split]["accuracy"] for split in pope},
             "yes_ratio": {split: figures[split]["yes_ratio"] for split in pope},
             "take_off": take_off(curves.get("exist", [])), "kinds": figures.get("kinds", {}),
-            "accuracy": figures.get("accuracy"), "curves": curves}
+            "accuracy": figures.get("accuracy"), "curves": curves, **own}
 
 
 def commit():
@@ -111,34 +164,58 @@ def machine(device):
     return f"{name}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}"
 
 
-def queue(rows, seeds, extra, path, part="test"):
-    """Train and ask what has no line in `path` yet.
-
-    rows: name -> options of train.py, of which one may be a function: see `trained`.
-    """
+def queue(rows, seeds, extra, path, split="test"):
+    """Train and ask what has no line in `path` yet. rows: pairs of name and Row."""
     if clash := OWN & {word.split("=")[0] for word in extra}:
         raise SystemExit(f"{' '.join(sorted(clash))}: set for each run; don't give it after --")
     done = [run for _, run in read_lines(path)] if path.exists() else []
     device, version = pick_device(train.parse(extra).device), commit()
     for seed in seeds:
-        for name, row in rows.items():
-            change = next(filter(callable, row), None)
-            arguments = [*extra, *(word for word in row if word is not change)]
+        for name, row in rows:
+            arguments = [*row.options, *extra]
             options = train.parse(arguments)
             line = {"row": name, "seed": seed, "learning_rate": options.sft_lr, "mix": MIX,
-                    "steps": options.sft_steps, "split": part,
+                    "steps": options.sft_steps, "split": split,
                     "data": Path(options.data).name if options.data else "world",
                     "options": changed(extra, ("sft_lr", "sft_steps", "data"))}
             if any(line.items() <= run.items() for run in done):
                 continue
             print(f"\n{name}, seed {seed}", flush=True)
-            folders = fine_tuned(seed, arguments, change)
-            line |= measured(folders[-1], device, part)
+            folders = fine_tuned(name, seed, arguments, row)
+            line |= measured(folders[-1], device, PARTS[split], row.trainer)
             if all((folder / "seconds").exists() for folder in folders):  # never interrupted
                 line["seconds"] = [int((folder / "seconds").read_text()) for folder in folders]
             line |= {"commit": version, "machine": machine(device)}
             with open(path, "a") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def at_rate(name, rate):
+    """The pair of a row's name and the row at a learning rate."""
+    return name, ROWS[name]._replace(options=[*ROWS[name].options, "--sft-lr", str(rate)])
+
+
+def best_rate(name, lines):
+    """The learning rate that was best for a row in the search, by the mean accuracy on POPE."""
+    found = defaultdict(list)
+    for run in lines:
+        if run["row"] == name and run["split"] == "search" and run["data"] == "world":
+            found[run["learning_rate"]].append(mean(run[split] for split in SPLITS))
+    return max(found, key=lambda rate: mean(found[rate]), default=train.parse([]).sft_lr)
+
+
+def search(name, seeds, extra):
+    """Try learning rates for a row, going on while the last one at either end is the best."""
+    rates = list(RATES)
+    while True:
+        queue([at_rate(name, rate) for rate in rates], seeds, extra, RUNS, "search")
+        best = best_rate(name, [run for _, run in read_lines(RUNS)])
+        if best == rates[-1]:
+            rates.append(round(best + 0.01, 3))
+        elif best == rates[0]:
+            rates.insert(0, best / 2)
+        else:
+            return
 
 
 def table(rows):
@@ -153,29 +230,29 @@ def percents(shares):
     return " ".join(f"{100 * share:.1f}" for share in shares)
 
 
-def tables(lines, order, equal=SETTINGS):
+def tables(lines, order):
     """Markdown: for all runs with the same settings a table of POPE and one of question kinds."""
     groups, parts = {}, []
     for run in sorted(lines, key=lambda run: run["seed"]):
-        group = groups.setdefault(tuple(str(run[key]) for key in equal), {})
-        group.setdefault(run["row"], []).append(run)
+        group = groups.setdefault(tuple(str(run[key]) for key in SETTINGS), {})
+        group.setdefault((run["row"], run["learning_rate"]), []).append(run)
+    names = [*order]
     for settings, found in groups.items():
-        rows = {name: found[name] for name in [*order, *found] if name in found}
+        rows = {key: found[key] for key in sorted(found, key=lambda k: (names.index(k[0]), k[1]))}
         commits = {run["commit"] for runs in rows.values() for run in runs}
-        title = dict(zip(equal, settings)) | {"commit": " ".join(sorted(commits))}
+        title = dict(zip(SETTINGS, settings)) | {"commit": " ".join(sorted(commits))}
         title = [f"{key} {value}" for key, value in title.items() if value != "{}"]
         parts.append(", ".join(title).replace("_", " "))
         if all("random" in run for runs in rows.values() for run in runs):
-            parts.append(table([pope_row(name, runs) for name, runs in rows.items()]))
-        parts.append(table([kinds_row(name, runs) for name, runs in rows.items()]))
+            parts.append(table([pope_row(*key, runs) for key, runs in rows.items()]))
+        parts.append(table([kinds_row(*key, runs) for key, runs in rows.items()]))
     return "\n\n".join(parts)
 
 
 def default_runs(lines):
     """Those of the runs that have default options and were asked about test scenes, by seed."""
-    options = train.parse([])
     default = {"mix": MIX, "data": "world", "split": "test", "options": {},
-               "steps": options.sft_steps, "learning_rate": options.sft_lr}
+               "steps": train.parse([]).sft_steps}
     runs = [run for run in lines if default.items() <= run.items()]
     return sorted(runs, key=lambda run: run["seed"])
 
@@ -194,21 +271,22 @@ def short_table(lines):
     return table(rows)
 
 
-def pope_row(name, runs):
+def pope_row(name, rate, runs):
     """A row of the table of POPE: every seed, the median, and how many learned."""
     random = [run["random"] for run in runs]
-    return {"row": name, "seeds": " ".join(str(run["seed"]) for run in runs),
+    return {"row": name, "rate": f"{rate}", "seeds": " ".join(str(run["seed"]) for run in runs),
             "random": percents(random), "median": percents([median(random)]),
             "90 % or more": f"{sum(accuracy >= 0.9 for accuracy in random)} of {len(runs)}",
             **{split: percents(run[split] for run in runs) for split in SPLITS[1:]},
             "take-off": " ".join(str(run["take_off"] or "-") for run in runs)}
 
 
-def kinds_row(name, runs):
+def kinds_row(name, rate, runs):
     """A row of the table of question kinds; seconds: of each stage that was not interrupted."""
     kinds = {kind: percents(run["kinds"][kind] for run in runs) for kind in runs[0]["kinds"]}
     seconds = ["+".join(map(str, run.get("seconds", "-"))) for run in runs]
-    return {"row": name, **kinds, "all questions": percents(run["accuracy"] for run in runs),
+    accuracy = percents(run["accuracy"] for run in runs)
+    return {"row": name, "rate": f"{rate}", **kinds, "all questions": accuracy,
             "seconds": " ".join(seconds)}
 
 
@@ -217,13 +295,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
-    parser.add_argument("--split", choices=("val", "test"), default="test", help="scenes to ask")
+    parser.add_argument("--search", action="store_true", help="search the rate of each row")
     parser.add_argument("--table", action="store_true", help="print the tables, train nothing")
     parser.add_argument("train", nargs="*", help="after --: options of train.py")
     options = parser.parse_args()
-    if not options.table:
-        rows = {name: ROWS[name] for name in options.rows}
-        queue(rows, options.seeds, options.train, RUNS, options.split)
+    lines = [run for _, run in read_lines(RUNS)] if RUNS.exists() else []
+    if options.search:
+        for name in options.rows:
+            search(name, options.seeds, options.train)
+    elif not options.table:
+        rows = [at_rate(name, best_rate(name, lines)) for name in options.rows]
+        queue(rows, options.seeds, options.train, RUNS)
     lines = [run for _, run in read_lines(RUNS)]
     print(tables(lines, ROWS))
     if default_runs(lines):

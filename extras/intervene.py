@@ -25,56 +25,16 @@ from data import (FIRST_SEED, NO_YES, OBJECTS, Dataset, Example, draw, exist_que
                   read_lines, unambiguous)
 from extras.compare import percents, table
 from extras.figures import COLORS, INK, PAPER, font, write
-from mma import IMAGE, PAD, TEXT, attention_mask
-from model import MultimodalGPT, answer
+from extras.variants import Intervened, TwoQuestions
+from model import answer
 from train import load
 
-OTHER = 2  # the modality of the tokens of question A, which only image tokens see
 LINES = Path("results/interventions.jsonl")
 KINDS = {"exist": "Is there a fish?", "exist_color": "Is there a red fish?",
          "color": "What color is the fish?", "where": "Where is the red fish?",
          "what": "What is at top-left?"}  # of the questions, with an example
 SCENES = 500
 NEITHER = (215, 215, 215)
-
-
-class Intervened(MultimodalGPT):
-    """A model whose image tokens see something else than the question in some layers."""
-    closed = swapped = ()  # layers
-
-    def mask(self, modality, generated, layer):
-        """As mma.attention_mask, (B, 1, T, T); modality may hold OTHER, for tokens of A."""
-        other = modality == OTHER
-        kind = "causal" if layer in self.closed else self.attention
-        mask = attention_mask(modality.where(~other, TEXT), generated, kind)
-        if not other.any():
-            return mask
-        image, text = modality == IMAGE, modality == TEXT
-        after = other.cumsum(1) > 0
-        hidden = text & after if layer in self.swapped else other  # from the image tokens
-        blocked = image[:, :, None] & hidden[:, None, :]
-        blocked |= (text & after)[:, :, None] & other[:, None, :]  # B never sees A
-        return mask & ~blocked[:, None]
-
-    def positions(self, modality):
-        """(B, T): A and B begin at the same position, as if each stood alone."""
-        other = modality == OTHER
-        alone = super().positions(modality.where(~other, PAD))
-        return super().positions(modality).where(other, alone)
-
-
-class TwoQuestions(Dataset):
-    """Examples whose prompt is question A and question B in a row; A's tokens become OTHER."""
-
-    def batch(self, indices, device="cpu", prompts_only=False):
-        batch = super().batch(indices, device, prompts_only)
-        [mark] = self.tokenizer.encode("?")
-        is_mark = (batch["ids"] == mark).long()
-        first = is_mark.cumsum(1) == is_mark  # up to A's question mark
-        modality = batch["modality"]
-        after_picture = (modality == IMAGE).cumsum(1) == self.config.image_tokens
-        batch["modality"] = modality.masked_fill(first & after_picture & (modality == TEXT), OTHER)
-        return batch
 
 
 def pairs_of_questions(scenes, seed=0):
@@ -105,12 +65,10 @@ def interventions(layers):
 
 def ask_run(path):
     """Yields the lines of a trained run; kinds: the shares of A's answer and of B's answer."""
-    trained, tokenizer, checkpoint = load(path)
+    model, tokenizer, checkpoint = load(path, model_class=Intervened)
     options = checkpoint["options"]
     if (options["attention"], options["order"]) != ("mma", "image-first"):
         raise SystemExit(f"{path}: a run of --attention mma --order image-first is wanted")
-    model = Intervened(trained.config, trained.attention).eval()
-    model.load_state_dict(trained.state_dict())
     scenes = [make_scene(FIRST_SEED["val"] + i) for i in range(SCENES)]
     images = np.stack([draw(scene, model.config.image_size) for scene in scenes])
     asked = list(pairs_of_questions(scenes))

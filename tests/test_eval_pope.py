@@ -165,7 +165,7 @@ def test_eval_json_of_the_picture_world_has_shares_of_1(runs, evaluate, monkeypa
     def say(example):  # what a model says that sees all objects, and nothing else
         return "yes" if example.prompt in there[example.picture] else "no"
 
-    monkeypatch.setattr(eval_pope, "ask", lambda run, images, examples: list(map(say, examples)))
+    monkeypatch.setattr(eval_pope, "ask", lambda _, images, asked, dataset: list(map(say, asked)))
     folder = runs("world")
     evaluate(folder, "--scenes", 30)
     found = figures(folder)

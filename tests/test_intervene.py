@@ -8,6 +8,7 @@ import torch
 
 from data import Dataset, Example, make_scene
 from extras import intervene
+from extras.variants import OTHER, Intervened, TwoQuestions
 from mma import IMAGE, TEXT
 from model import Config, Tokenizer
 from train import save
@@ -22,7 +23,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint
 @pytest.fixture
 def model():
     """Random weights also where they start as zeros. In float64 a difference is no rounding."""
-    model = intervene.Intervened(CONFIG, "mma").double().eval()
+    model = Intervened(CONFIG, "mma").double().eval()
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(std=0.3)
@@ -36,16 +37,16 @@ def last_logits(model, prompt, dataset=Dataset):
 
 
 def test_a_question_that_nobody_sees_changes_nothing(model):
-    torch.testing.assert_close(last_logits(model, A + B, intervene.TwoQuestions),
+    torch.testing.assert_close(last_logits(model, A + B, TwoQuestions),
                                last_logits(model, B))
 
 
 @pytest.mark.parametrize("layers", [[0], [1], [0, 1, 2]])
 def test_a_swapped_layer_lets_question_a_in(model, layers):
     model.swapped = layers
-    swapped = last_logits(model, A + B, intervene.TwoQuestions)
+    swapped = last_logits(model, A + B, TwoQuestions)
     assert not torch.allclose(swapped, last_logits(model, B))
-    other = last_logits(model, "Is there a cup?" + B, intervene.TwoQuestions)
+    other = last_logits(model, "Is there a cup?" + B, TwoQuestions)
     assert not torch.allclose(swapped, other)
 
 
@@ -67,7 +68,7 @@ def test_closed_in_every_layer_is_causal_attention(model):
 @pytest.mark.parametrize("swapped", [True, False])
 def test_the_mask_of_two_questions_equals_a_dull_loop(model, swapped):
     row = "uiiiiAAABBs"  # <user>, the picture, question A, question B, <assistant>
-    modality = torch.tensor([[{"i": IMAGE, "A": intervene.OTHER}.get(c, TEXT) for c in row]])
+    modality = torch.tensor([[{"i": IMAGE, "A": OTHER}.get(c, TEXT) for c in row]])
     model.swapped = [1] if swapped else []
     mask = model.mask(modality, torch.zeros_like(modality, dtype=torch.bool), 1)[0, 0]
     for q, looks in enumerate(row):
@@ -94,7 +95,7 @@ def test_every_intervention_becomes_a_line_and_a_picture(model, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
     config = Config(len(TOKENIZER.pieces), width=32, heads=2, layers=3, vit_layers=1)
-    weights = intervene.Intervened(config).state_dict()
+    weights = Intervened(config).state_dict()
     save(tmp_path / "model.pt", {
         "config": vars(config), "words": TOKENIZER.words, "weights": weights, "finished": True,
         "options": {"attention": "mma", "order": "image-first", "seed": 3}})
@@ -114,7 +115,7 @@ def test_a_run_of_another_mask_is_refused(tmp_path):
     config = Config(len(TOKENIZER.pieces), width=32, heads=2, layers=1, vit_layers=1)
     save(tmp_path / "model.pt", {
         "config": vars(config), "words": TOKENIZER.words, "finished": True,
-        "weights": intervene.Intervened(config).state_dict(),
+        "weights": Intervened(config).state_dict(),
         "options": {"attention": "causal", "order": "image-first", "seed": 3}})
     with pytest.raises(SystemExit, match="--attention mma --order image-first is wanted"):
         next(intervene.ask_run(tmp_path / "model.pt"))
