@@ -3,7 +3,6 @@
     python -m extras.ablate --rows default "ViT trained, too" --seeds 0 1
     python -m extras.ablate --seeds 0 -- --sft-steps 400    options after -- go to train.py
     python -m extras.ablate --table                         the table of all finished runs
-    python -m extras.ablate --speed                         choices that cost or save time
 
 Works as `compare.py` does and shares its runs: what differs in fine-tuning alone starts from the
 same pre-trained model. Asks validation scenes. A finished run adds a line to
@@ -11,13 +10,9 @@ results/ablations.jsonl.
 """
 import argparse
 from pathlib import Path
-from statistics import median
-from tempfile import TemporaryDirectory
 
-import train
 from data import FIRST_SEED, PLACES, make_scene, read_lines
-from extras.bench import in_turn
-from extras.compare import Row, machine, queue, table, tables
+from extras.compare import Row, queue, tables
 
 
 def retold(splits, order):
@@ -51,29 +46,7 @@ ABLATIONS = {  # name -> what undoes one choice
     "the same from top left to bottom right": Row(change=in_order),
     "ViT trained, too": Row(["--train-vit"]),
 }
-SPEED = {"ViT trained, too": ["--train-vit"]}  # choices that change the time of a step
 LINES = Path("results/ablations.jsonl")
-
-
-def speed_row(name, extra, repetitions=12):
-    """Milliseconds of a step of both stages, with the choice and without it, timed in turn."""
-    trainers, row = [], {"without the choice": name}
-    with TemporaryDirectory() as folder:
-        for side, undone in (("with", []), ("without", SPEED[name])):
-            own = ["--scenes", "500", "--name", f"{folder}/{side}"]
-            trainers.append(train.start(train.parse([*own, *extra, *undone])))
-    for stage in ("pretrain", "sft"):
-        for trainer in trainers:
-            trainer.begin(stage)
-        steps = [trainer.train_step for trainer in trainers]
-        both = in_turn(trainers[0].device, steps, repetitions)
-        found = [1000 * median(seconds) for seconds in both]
-        ratios = [without / with_it for with_it, without in zip(*both)]
-        row[f"{stage}, ms"] = f"{found[0]:.0f}"
-        row[f"{stage} without, ms"] = f"{found[1]:.0f}"
-        row[f"{stage} ratio (min to max)"] = (
-            f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    return row
 
 
 def main():
@@ -82,14 +55,8 @@ def main():
     parser.add_argument("--rows", nargs="+", choices=ABLATIONS, default=ABLATIONS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     parser.add_argument("--table", action="store_true", help="print the table, train nothing")
-    parser.add_argument("--speed", action="store_true", help="time steps, train nothing")
     parser.add_argument("train", nargs="*", help="after --: options of train.py")
     options = parser.parse_args()
-    if options.speed:
-        rows = [speed_row(name, options.train) for name in SPEED]
-        device = train.pick_device(train.parse(options.train).device)
-        print(f"{machine(device)}\n\n{table(rows)}")
-        return
     if not options.table:
         rows = [(name, ABLATIONS[name]) for name in options.rows]
         queue(rows, options.seeds, options.train, LINES, "search")
