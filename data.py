@@ -121,15 +121,16 @@ def exist_question(thing):
 
 def unambiguous(scene):
     """Question kind -> all (question, answer) of that kind with one right answer in a Scene."""
-    pairs = {"exist_color": [], "color": [], "where": [], "what": []}
+    pairs = {"exist_color": [], "color": [], "where": [], "where_color": [], "what": []}
     names = [o.name for o in scene.objects]
     things = [f"{o.color} {o.name}" for o in scene.objects]
     for o, thing in zip(scene.objects, things):
         pairs["what"].append((f"What is at {o.place}?", thing))
         if names.count(o.name) == 1:
             pairs["color"].append((f"What color is the {o.name}?", o.color))
-        if things.count(thing) == 1:
-            pairs["where"].append((f"Where is the {thing}?", o.place))
+            pairs["where"].append((f"Where is the {o.name}?", o.place))
+        elif things.count(thing) == 1:
+            pairs["where_color"].append((f"Where is the {thing}?", o.place))
         for other in scene.objects:
             asked = f"{other.color} {o.name}"
             pairs["exist_color"].append((exist_question(asked), NO_YES[asked in things]))
@@ -139,8 +140,8 @@ def unambiguous(scene):
 def questions_about(scenes, seed):
     """Yields for each Scene a list of (question, answer, kind).
 
-    Three ask whether something is there; of every other kind there is one, the (question, answer)
-    that was used least so far: no question has a usual answer.
+    Two ask whether something is there. Of the other kinds there are one or two, each time the
+    (question, answer) that was used least so far: no question has a usual answer.
     """
     rng = Random(seed)
     used = Counter()
@@ -148,11 +149,12 @@ def questions_about(scenes, seed):
         questions = []
         present = [o.name for o in scene.objects]
         absent = [name for name in OBJECTS if name not in present]
-        for _ in range(3):
+        for _ in range(2):
             name = rng.choice(present if rng.random() < 0.5 else absent)
             questions.append((exist_question(name), NO_YES[name in present], "exist"))
-        for kind, pairs in unambiguous(scene).items():
-            if pairs:
+        pairs_of = unambiguous(scene)
+        for kind in ("exist_color", *pairs_of):  # twice, as it takes longest to learn
+            if pairs := pairs_of[kind]:
                 pair = min(pairs, key=lambda pair: (used[pair], rng.random()))
                 used[pair] += 1
                 questions.append((*pair, kind))

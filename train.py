@@ -28,8 +28,8 @@ from mma import KINDS
 from model import (PATCH, Config, MultimodalGPT, Tokenizer, answer, autocast, make_optimizers,
                    pick_device, save)
 
-LOG_EVERY = 20  # steps between two losses in the log; the run is saved only there
-EVAL_EVERY = 100  # steps between two validations
+LOG_EVERY = 25  # steps between two losses in the log; the run is saved only there
+EVAL_EVERY = 50  # steps between two validations
 VAL_SCENES = 128
 VAL_QUESTIONS = 1000  # of a validation, at most
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # of torchrun
@@ -67,8 +67,8 @@ def parse(arguments=None):
     add("--scenes", type=int, default=20_000, help="training scenes of the picture world")
     add("--batch-size", type=int, default=64, help="pictures in a batch; sft: a quarter")
     add("--questions", type=int, default=8, help="questions about each picture of a batch")
-    add("--pretrain-steps", type=int, default=1000, help="steps of the first stage")
-    add("--sft-steps", type=int, default=600, help="steps of the second stage")
+    add("--pretrain-steps", type=int, default=900, help="steps of the first stage")
+    add("--sft-steps", type=int, default=700, help="steps of the second stage")
     add("--pretrain-lr", type=float, default=0.02, help="highest rate of Muon in pretrain")
     add("--sft-lr", type=float, default=0.03, help="highest rate of Muon in sft")
     add("--train-vit", action="store_true", help="train the ViT in fine-tuning, too")

@@ -31,8 +31,8 @@ from train import load
 
 LINES = Path("results/interventions.jsonl")
 KINDS = {"exist": "Is there a fish?", "exist_color": "Is there a red fish?",
-         "color": "What color is the fish?", "where": "Where is the red fish?",
-         "what": "What is at top-left?"}  # of the questions, with an example
+         "color": "What color is the fish?", "where": "Where is the fish?",
+         "where_color": "Where is the red fish?", "what": "What is at top-left?"}  # of the questions, with an example
 SCENES = 500
 NEITHER = (215, 215, 215)
 
