@@ -9,12 +9,14 @@ from extras import charts, compare
 from extras.figures import COLORS, PAPER
 
 
+
 def line(row, seed, **changes):
+    high = 0.9 if row == "mma" else 0.8
     return {"row": row, "seed": seed, "learning_rate": 0.02, "steps": 700, "mix": "default",
-            "data": "world", "split": "test", "options": {}, "random": 0.9, "popular": 0.8,
-            "adversarial": 0.7, "take_off": 100, "false_yes": {"0": 0.1, "4": 0.2, "9": 0.5},
-            "by_objects": {"5": 0.9, "9": 0.8},
-            "curves": {"exist": [[50, 0.5], [700, 0.9]], "exist_color": [[50, 0.5], [700, 0.6]]},
+            "data": "world", "split": "test", "options": {}, "random": high, "popular": high,
+            "adversarial": high, "take_off": 100, "false_yes": {"0": 0.1, "4": 1 - high},
+            "by_objects": {"5": high, "9": high - 0.1},
+            "curves": {kind: [[50, 0.5], [700, high]] for kind in ("exist", "exist_color")},
             **changes}
 
 
@@ -38,6 +40,6 @@ def test_every_chart_shows_both_masks(tmp_path, monkeypatch, capsys):
     compare.RUNS.write_text("".join(json.dumps(one) + "\n" for one in lines))
     charts.main()
     for name in ("rates", "curves", "hallucination"):
-        pixels = np.array(Image.open(f"results/{name}.png").convert("RGB"))
-        for color in charts.COLOR_OF.values():
-            assert (pixels == color).all(-1).sum() > 200 * (name != "rates"), name
+        below = np.array(Image.open(f"results/{name}.png").convert("RGB"))[50:].astype(int)
+        for color in charts.COLOR_OF.values():  # not only in the legend
+            assert (abs(below - color).max(-1) < 60).sum() > 100, name
