@@ -7,7 +7,8 @@ The answers' shares go to results/interventions.jsonl, the picture of them to re
 
 Nothing is trained. Two interventions on the edges image -> question, each in some of the layers:
 
-closed   The image tokens do not see the question there, as under causal attention.
+closed   The image tokens do not see the question there, as under causal attention. For runs with
+         the question before the picture, too.
 swapped  There are two questions A and B about a picture. The text sees B alone, and so do the image
          tokens, but in these layers they see A instead. Whose answer is given?
 
@@ -34,6 +35,7 @@ KINDS = {"exist": "Is there a fish?", "exist_color": "Is there a red fish?",
          "color": "What color is the fish?", "where": "Where is the fish?",
          "where_color": "Where is the red fish?", "what": "What is at top-left?"}  # of the questions, with an example
 SCENES = 500
+CHANGES = {"mma": ("closed", "swapped"), "text-first": ("closed",)}  # of a row of compare.py
 NEITHER = (215, 215, 215)
 
 
@@ -54,10 +56,10 @@ def pairs_of_questions(scenes, seed=0):
                 yield i, kind, rng.choice(own), rng.choice(others)
 
 
-def interventions(layers):
+def interventions(layers, changes):
     """All that is tried in a decoder of so many layers: yields (name, layers)."""
     yield "closed", []
-    for name in ("closed", "swapped"):
+    for name in changes:
         yield from ((name, [layer]) for layer in range(layers))
         yield name, list(range(1, layers))
         yield name, list(range(layers))
@@ -67,58 +69,60 @@ def ask_run(path):
     """Yields the lines of a trained run; kinds: the shares of A's answer and of B's answer."""
     model, tokenizer, checkpoint = load(path, model_class=Intervened)
     options = checkpoint["options"]
-    if (options["attention"], options["order"]) != ("mma", "image-first"):
-        raise SystemExit(f"{path}: a run of --attention mma --order image-first is wanted")
+    row = options["attention"] if options["order"] == "image-first" else options["order"]
+    if row not in CHANGES:
+        raise SystemExit(f"{path}: --attention mma or --order text-first is wanted")
     scenes = [make_scene(FIRST_SEED["val"] + i) for i in range(SCENES)]
     images = np.stack([draw(scene, model.config.image_size) for scene in scenes])
     asked = list(pairs_of_questions(scenes))
-    for name, layers in interventions(model.config.layers):
+    for name, layers in interventions(model.config.layers, CHANGES[row]):
         model.closed, model.swapped = (layers, []) if name == "closed" else ([], layers)
         examples, maker = [], Dataset if name == "closed" else TwoQuestions
         for i, kind, a, b in asked:
             prompt = b[0] if name == "closed" else a[0] + b[0]
             examples.append(Example(i, prompt, b[1], kind))
-        given = answer(model, maker(examples, images, tokenizer, model.config))
+        dataset = maker(examples, images, tokenizer, model.config, options["order"])
+        given = answer(model, dataset)
         found = {kind: [] for kind in KINDS}
         for (_, kind, a, b), text in zip(asked, given):
             found[kind].append([text == a[1], text == b[1]])
         shares = {kind: np.mean(both, axis=0).round(4).tolist() for kind, both in found.items()}
-        yield {"run": Path(path).name, "seed": options["seed"], "change": name,
+        yield {"run": Path(path).name, "row": row, "seed": options["seed"], "change": name,
                "layers": layers, "kinds": shares}
 
 
 def grouped(lines):
-    """(change, layers from 1) -> the lines of all runs, by seed."""
+    """(row, change, layers from 1) -> the lines of all runs, by seed."""
     groups = {}
     for line in sorted(lines, key=lambda line: line["seed"]):
         layers = " ".join(str(layer + 1) for layer in line["layers"]) or "none"
-        groups.setdefault((line["change"], layers), []).append(line)
+        groups.setdefault((line["row"], line["change"], layers), []).append(line)
     return groups
 
 
 def layer_table(lines):
     """Markdown: shares of the answers in percent, every run."""
     rows = []
-    for (change, layers), runs in grouped(lines).items():
+    for (name, change, layers), runs in grouped(lines).items():
         for i, whose in ((1, "right"),) if change == "closed" else ((0, "A"), (1, "B")):
-            row = {"change": change, "in layers": layers, "answer": whose}
+            row = {"row": name, "change": change, "in layers": layers, "answer": whose}
             rows.append(row | {k: percents(run["kinds"][k][i] for run in runs) for k in KINDS})
     return table(rows)
 
 
 def draw_layers(lines):
     """The picture of a swap in layer 1 and of one in all others: whose question is answered."""
-    picture = Image.new("RGB", (1120, 480), PAPER)
+    picture = Image.new("RGB", (1120, 540), PAPER)
     pen = ImageDraw.Draw(picture)
     title = "Image tokens see question A, the text sees question B. Whose question is answered?"
     pen.text((20, 16), title, INK, font(24))
     groups = grouped(lines)
-    later = max((layers for _, layers in groups if layers.startswith("2")), key=len)
+    later = max((layers for *_, layers in groups if layers.startswith("2")), key=len)
     for left, layers, title in ((260, "1", "A in layer 1, B in the others"),
                                 (700, later, "B in layer 1, A in the others")):
-        runs = groups["swapped", layers]
+        runs = groups["mma", "swapped", layers]
         pen.text((left, 66), title, INK, font(20))
-        for y, (kind, example) in zip(range(104, 404, 60), KINDS.items()):
+        for y, (kind, example) in zip(range(104, 464, 60), KINDS.items()):
             pen.text((246, y + 20), example, INK, font(18), anchor="rm")
             for i, run in enumerate(runs):  # a bar each
                 top, bottom = y + 44 * i / len(runs), y + 44 * (i + 1) / len(runs) - 3
@@ -127,10 +131,10 @@ def draw_layers(lines):
                     if share > 0:
                         pen.rectangle((left, top, left + 400 * share, bottom), color)
     seeds = ", ".join(str(run["seed"]) for run in runs)
-    pen.text((1100, 437), f"one bar a seed: {seeds}", INK, font(20), anchor="rm")
+    pen.text((1100, 497), f"one bar a seed: {seeds}", INK, font(20), anchor="rm")
     for x, color, text in ((260, COLORS[0], "A"), (330, COLORS[1], "B"), (400, NEITHER, "neither")):
-        pen.rectangle((x, 428, x + 18, 446), color)
-        pen.text((x + 28, 437), text, INK, font(20), anchor="lm")
+        pen.rectangle((x, 488, x + 18, 506), color)
+        pen.text((x + 28, 497), text, INK, font(20), anchor="lm")
     return picture
 
 
@@ -138,7 +142,7 @@ def main():
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", help="runs trained with --attention mma")
+    parser.add_argument("runs", nargs="*", help="runs of --attention mma or --order text-first")
     parser.add_argument("--table", action="store_true", help="ask nothing")
     options = parser.parse_args()
     lines = [line for _, line in read_lines(LINES)] if LINES.exists() else []

@@ -65,6 +65,16 @@ def test_closed_in_every_layer_is_causal_attention(model):
     torch.testing.assert_close(closed, last_logits(model, B))
 
 
+def test_closed_also_hides_a_question_before_the_picture(model):
+    model.attention = "causal"
+    modality = torch.tensor([[TEXT] * 4 + [IMAGE] * 4 + [TEXT] * 2])  # <user>, question, picture
+    generated = torch.zeros_like(modality, dtype=torch.bool)
+    model.closed = [1]
+    mask = model.mask(modality, generated, 1)[0, 0]
+    changed = model.mask(modality, generated, 0)[0, 0] & ~mask
+    assert changed.nonzero().tolist() == [[q, k] for q in (4, 5, 6, 7) for k in (1, 2, 3)]
+
+
 @pytest.mark.parametrize("swapped", [True, False])
 def test_the_mask_of_two_questions_equals_a_dull_loop(model, swapped):
     row = "uiiiiAAABBs"  # <user>, the picture, question A, question B, <assistant>
@@ -107,7 +117,7 @@ def test_every_intervention_becomes_a_line_and_a_picture(model, tmp_path, monkey
     assert [(line["change"], line["layers"]) for line in lines] == [
         ("closed", [])] + [(change, layers) for change in ("closed", "swapped")
                            for layers in ([0], [1], [2], [1, 2], [0, 1, 2])]
-    assert "| swapped | 1 2 3" in capsys.readouterr().out
+    assert "| mma | swapped | 1 2 3" in capsys.readouterr().out
     assert (tmp_path / "results" / "layers.png").exists()
 
 
@@ -117,7 +127,7 @@ def test_a_run_of_another_mask_is_refused(tmp_path):
         "config": vars(config), "words": TOKENIZER.words, "finished": True,
         "weights": Intervened(config).state_dict(),
         "options": {"attention": "causal", "order": "image-first", "seed": 3}})
-    with pytest.raises(SystemExit, match="--attention mma --order image-first is wanted"):
+    with pytest.raises(SystemExit, match="--order text-first is wanted"):
         next(intervene.ask_run(tmp_path / "model.pt"))
 
 
