@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import train
+from data import FIRST_SEED, make_scene
 from extras import ablate, compare
+from model import Config, MultimodalGPT
 
 RESULTS = Path(compare.__file__).parent.parent / "results"
 TINY = ["--width", "32", "--heads", "2", "--layers", "1", "--vit-layers", "1", "--scenes", "64",
@@ -17,8 +19,10 @@ TINY = ["--width", "32", "--heads", "2", "--layers", "1", "--vit-layers", "1", "
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Runs a command in an empty folder, with few scenes and frequent validations -> the lines."""
-    def command(module, *words):
+    def command(module, *words, table=True):
         monkeypatch.setattr(sys, "argv", ["NAME", *words])
+        if not table:
+            monkeypatch.setattr(module, "tables", lambda lines, order: "")
         module.main()
         return list(map(json.loads, open(compare.RUNS if module is compare else ablate.LINES)))
 
@@ -82,6 +86,43 @@ def test_options_that_the_rows_set_are_refused(run):
 def test_take_off_is_the_first_validation_from_which_all_are_above_60_percent():
     for percents, step in (([50, 61, 80], 2), ([70, 60, 90], 3), ([70, 80], 1), ([90, 50], None)):
         assert compare.take_off([[i, x / 100] for i, x in enumerate(percents, 1)]) == step
+
+
+@pytest.mark.parametrize("best, tried", [
+    (0.03, {0.01, 0.02, 0.03, 0.04}), (0.06, {0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07}),
+    (0.005, {0.0025, 0.005, 0.01, 0.02, 0.03, 0.04})])
+def test_the_search_goes_on_while_the_best_rate_is_at_an_end(best, tried, run, monkeypatch):
+    found = {}
+
+    def queue(rows, seeds, extra, path, split):
+        for name, row in rows:
+            rate = train.parse(row.options).sft_lr
+            accuracy = 1 - abs(rate - best)
+            found[rate] = {"row": name, "split": split, "data": "world", "learning_rate": rate,
+                           **dict.fromkeys(compare.SPLITS, accuracy)}
+        path.write_text("".join(json.dumps(line) + "\n" for line in found.values()))
+
+    monkeypatch.setattr(compare, "queue", queue)
+    run(compare, "--search", "--rows", "mma", "--seeds", "100", table=False)
+    assert set(found) == tried and compare.best_rate("mma", found.values()) == best
+    assert compare.best_rate("causal", found.values()) == train.parse([]).sft_lr  # not searched
+
+
+def test_false_yes_are_counted_by_how_plausible_the_object_is(monkeypatch):
+    themes = {"cloud": "sky", "tree": "land", "fish": "sea", "cup": "home"}
+
+    def ask(run, images, examples, dataset_class):  # sees the background alone
+        scenes = [make_scene(FIRST_SEED["val"] + example.picture) for example in examples]
+        return ["yes" if themes.get(example.kind) == scene.theme else "no"
+                for example, scene in zip(examples, scenes)]
+
+    monkeypatch.setattr(compare, "ask", ask)
+    found = compare.existence([MultimodalGPT(Config(256))], "val", None)
+    highest = max(found["false_yes"])
+    assert highest >= 9 and found["false_yes"].pop(highest) == 1
+    assert set(found["false_yes"].values()) == {0} and len(found["false_yes"]) > 3
+    assert list(found["by_objects"]) == [5, 6, 7, 8, 9]
+    assert all(0.5 < accuracy < 0.7 for accuracy in found["by_objects"].values())
 
 
 def test_a_table_shows_every_seed_the_median_and_how_many_reach_90_percent():
