@@ -16,6 +16,8 @@ import re
 import time
 from collections import Counter, defaultdict, namedtuple
 from functools import cache
+from itertools import product
+from operator import mul
 from pathlib import Path
 from statistics import mean, median
 from subprocess import getoutput
@@ -249,10 +251,10 @@ def tables(lines, order):
     return "\n\n".join(parts)
 
 
-def default_runs(lines):
+def default_runs(lines, steps=None):
     """Those of the runs that have default options and were asked about test scenes, by seed."""
     default = {"mix": MIX, "data": "world", "split": "test", "options": {},
-               "steps": train.parse([]).sft_steps}
+               "steps": steps or train.parse([]).sft_steps}
     runs = [run for run in lines if default.items() <= run.items()]
     return sorted(runs, key=lambda run: run["seed"])
 
@@ -269,6 +271,31 @@ def short_table(lines):
                     row[f"seed {run['seed']}"] = percents([share])
             rows.append(row)
     return table(rows)
+
+
+def sign_flip_test(differences):
+    """Two-sided p, exact: how often do random signs lead as far from 0, in sum?"""
+    flips = [abs(sum(map(mul, signs, differences)))
+             for signs in product((1, -1), repeat=len(differences))]
+    return mean(flip >= abs(sum(differences)) - 1e-9 for flip in flips)
+
+
+def paired_table(lines):
+    """Markdown: mma minus causal in points, by seed; for each budget of default options."""
+    rows = []
+    for steps in sorted({run["steps"] for run in lines}):
+        runs = {(run["row"], run["seed"]): run for run in default_runs(lines, steps)}
+        seeds = [seed for row, seed in runs if row == "mma" and ("causal", seed) in runs]
+        for figure in (*SPLITS, "exist_color", "where_color") if seeds else ():
+            causal, mma = ([run[figure] if figure in SPLITS else run["kinds"][figure]
+                            for run in (runs[row, seed] for seed in seeds)]
+                           for row in ("causal", "mma"))
+            points = [round(100 * (b - a), 1) for a, b in zip(causal, mma)]
+            rows.append({"steps": str(steps), "mma - causal": figure,
+                         "by seed": " ".join(f"{d:+.1f}" for d in points),
+                         "median": f"{median(points):+.1f}", "n": str(len(points)),
+                         "p": f"{sign_flip_test(points):.3f}"})
+    return table(rows) if rows else ""
 
 
 def pope_row(name, rate, runs):
@@ -309,7 +336,7 @@ def main():
     lines = [run for _, run in read_lines(RUNS)]
     print(tables(lines, ROWS))
     if default_runs(lines):
-        print(f"\n{short_table(lines)}")
+        print(f"\n{paired_table(lines)}\n\n{short_table(lines)}")
 
 
 if __name__ == "__main__":

@@ -155,3 +155,21 @@ def test_the_tables_in_the_results_are_what_the_commands_print(name, order):
 def test_the_table_in_the_readme_is_what_compare_prints():
     lines = list(map(json.loads, open(RESULTS / "runs.jsonl")))
     assert compare.short_table(lines) in (RESULTS.parent / "README.md").read_text("utf-8")
+
+
+def test_the_test_of_paired_differences_counts_all_signs():
+    assert compare.sign_flip_test([3, 2, 1]) == 2 / 8  # all positive, or all negative
+    assert compare.sign_flip_test([3, -2, 1]) == 6 / 8  # |sum| = 2; only +-(3 - 2 - 1) is less
+    assert compare.sign_flip_test([1.5] * 10) == 2 / 1024
+    assert compare.sign_flip_test([0.0, 0.0]) == 1
+
+
+def test_pairs_are_of_one_seed_and_one_number_of_steps():
+    line = {"mix": "default", "data": "world", "split": "test", "options": {}, "steps": 9,
+            "popular": 0.5, "adversarial": 0.5, "kinds": {"exist_color": 0.5, "where_color": 0.5}}
+    lines = [{**line, "row": row, "seed": seed, "random": random}
+             for row, seed, random in (("mma", 1, 0.9), ("causal", 0, 0.5), ("causal", 1, 0.7),
+                                       ("mma", 0, 0.4), ("mma", 2, 0.1))]
+    lines.append({**lines[1], "steps": 8})  # without a partner
+    row = compare.paired_table(lines).split("\n")[2]
+    assert re.split(r" *\| ?", row)[1:-1] == ["9", "random", "-10.0 +20.0", "+5.0", "2", "1.000"]
