@@ -70,7 +70,7 @@ def parse(arguments=None):
     add("--pretrain-steps", type=int, default=900, help="steps of the first stage")
     add("--sft-steps", type=int, default=700, help="steps of the second stage")
     add("--pretrain-lr", type=float, default=0.02, help="highest rate of Muon in pretrain")
-    add("--sft-lr", type=float, default=0.03, help="highest rate of Muon in sft")
+    add("--sft-lr", type=float, default=0.02, help="highest rate of Muon in sft")
     add("--train-vit", action="store_true", help="train the ViT in fine-tuning, too")
     add("--save-every", type=float, default=60, help="seconds between two checkpoints")
     options = parser.parse_args(arguments)

@@ -41,7 +41,7 @@ def test_every_row_starts_from_the_one_pretrained_model_of_its_seed(run, capsys)
     options = [train.load(path)[2]["options"] for path in Path("runs").glob("*/model.pt")]
     starts = {o["seed"]: f"runs/{o['name']}/model.pt" for o in options if not o["pretrained"]}
     assert len(starts) == 2 and sum(o["pretrained"] == starts[o["seed"]] for o in options) == 4
-    assert found[0].items() >= {"learning_rate": 0.03, "steps": 2, "split": "test"}.items()
+    assert found[0].items() >= {"learning_rate": 0.02, "steps": 2, "split": "test"}.items()
     assert [step for step, _ in found[0]["curves"]["exist"]] == [1, 2]
     assert compare.tables(found, compare.ROWS) in capsys.readouterr().out
 
