@@ -17,7 +17,7 @@ import train
 TINY = ("--width 32 --heads 2 --layers 1 --vit-layers 1 --scenes 64 --batch-size 8 "
         "--pretrain-steps 10 --sft-steps 10 --save-every 0 --device cpu").split()
 OFTEN = {"LOG_EVERY": 2, "EVAL_EVERY": 4, "VAL_SCENES": 4}  # for runs of few steps
-SLOW_IMPORTS = ["torch._dynamo", "torch.distributed", "PIL.ImageOps", "tqdm", "pytest"]
+SLOW_IMPORTS = ["torch._dynamo", "torch.distributed", "PIL.ImageOps", "pytest"]
 
 
 def float32(device):
