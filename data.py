@@ -4,11 +4,11 @@ Read `model.py` before, `train.py` after. Shapes: B rows, T positions, N picture
 """
 import hashlib
 import json
-import os
 from collections import Counter, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import cycle, repeat
+from os.path import getmtime, isfile
 from pathlib import Path
 from random import Random
 
@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from mma import IMAGE, PAD, TEXT
-from model import ASSISTANT_ID, EOS_ID, IGNORE, IMAGE_ID, PAD_ID, USER_ID, save
+from model import ASSISTANT_ID, EOS_ID, IMAGE_ID, PAD_ID, USER_ID, save
 
 # One text about one picture, an index into the images; without a prompt the answer is a caption.
 Example = namedtuple("Example", "picture prompt answer kind")
@@ -96,20 +96,20 @@ def draw(scene, size=SIZE):
     scale = size / SIZE
     picture = background(scene.theme, size).copy()
     for o in scene.objects:
-        corner = round(scale * (o.x - o.size // 2)), round(scale * (o.y - o.size // 2))
-        picture.alpha_composite(sprite(o.name, o.color, round(scale * o.size)), corner)
+        tile = sprite(o.name, o.color, round(scale * o.size))
+        left = round(scale * (o.x - o.size // 2))
+        top = round(scale * (o.y - o.size // 2))
+        picture.alpha_composite(tile, (left, top))
     return np.array(picture.convert("RGB"))
 
 
 def caption(scene):
-    """All objects, as short as in a telegram: "top-left red fish, blue cup center, ...".
-
-    In random order, and in turn what is at a place and where a thing is: questions ask both ways.
-    """
+    """What is at a place and where a thing is in turn: "top-left red fish, blue cup center"."""
     phrases = []
     for i, o in enumerate(scene.objects):
         thing = f"{o.color} {o.name}"
-        phrases.append(f"{thing} {o.place}" if i % 2 else f"{o.place} {thing}")
+        words = (thing, o.place) if i % 2 else (o.place, thing)
+        phrases.append(" ".join(words))
     return ", ".join(phrases)
 
 
@@ -164,8 +164,8 @@ def questions_about(scenes, seed):
 def make_world(part, n, seed=0, size=SIZE):
     """The first n scenes of "train", "val" or "test" -> Split. seed: of the questions."""
     scenes = [make_scene(FIRST_SEED[part] + i) for i in range(n)]
-    images = [draw(scene, size) for scene in tqdm(scenes, f"drawing {part}", leave=False)]
-    split = Split(np.stack(images), [], [], [])
+    images = np.stack([draw(scene, size) for scene in scenes])
+    split = Split(images, [], [], [])
     for i, questions in enumerate(questions_about(scenes, seed)):
         split.captions.append(Example(i, None, caption(scenes[i]), "caption"))
         split.questions.extend(Example(i, *question) for question in questions)
@@ -181,7 +181,8 @@ class Dataset:
     """
 
     def __init__(self, examples, images, tokenizer, config, order="image-first"):
-        self.images, self.tokenizer, self.config, self.order = images, tokenizer, config, order
+        self.images, self.tokenizer = images, tokenizer
+        self.config, self.order = config, order
         self.examples, self.rows = [], []  # a row: its prompt, and what is generated
         self.rows_of = defaultdict(list)  # picture -> indices of the rows about it
         for example in examples:
@@ -190,10 +191,8 @@ class Dataset:
                 self.rows_of[example.picture].append(len(self.rows))
                 self.rows.append((prompt, answer))
                 self.examples.append(example)
-        if left_out := len(examples) - len(self.rows):
-            print(f"left out: {left_out} of {len(examples)} texts, too long for the context")
-        if examples and not self.rows:
-            raise SystemExit("no text is short enough for the context; smaller pictures leave more")
+        if len(self.rows) < len(examples):
+            print(f"{len(self.rows)} of {len(examples)} texts are short enough for the context")
 
     def layout(self, example):
         """Example -> (ids of the prompt, ids of what the model must produce)."""
@@ -202,13 +201,15 @@ class Dataset:
         if example.prompt is None:
             return [USER_ID, *picture], answer
         question = self.tokenizer.encode(example.prompt)
-        body = question + picture if self.order == "text-first" else picture + question
-        return [USER_ID, *body, ASSISTANT_ID], answer
+        if self.order == "text-first":
+            return [USER_ID, *question, *picture, ASSISTANT_ID], answer
+        return [USER_ID, *picture, *question, ASSISTANT_ID], answer
 
     def sample(self, pictures, rows, seed):
         """Some pictures and rows about each -> indices. No state: resumed runs draw the same."""
         rng, indices = Random(seed), []
-        for own in rng.sample(list(self.rows_of.values()), min(pictures, len(self.rows_of))):
+        groups = list(self.rows_of.values())
+        for own in rng.sample(groups, min(pictures, len(groups))):
             indices += rng.sample(own, min(rows, len(own)))
         return indices
 
@@ -236,26 +237,23 @@ class Dataset:
         pictures, image_index = np.unique(shown, return_inverse=True)
         batch = {"images": self.images[pictures], "image_index": image_index,
                  "ids": ids, "modality": modality, "generated": generated}
-        if not prompts_only:
-            batch["labels"] = np.where(generated, ids, IGNORE)
         return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
 
 
-# Your own pictures: a folder with train.jsonl and perhaps val.jsonl, one JSON object a line:
-#     {"image": "cats/1.jpg", "question": "What color is it?", "answer": "black", "kind": "color"}
-#     {"image": "cats/1.jpg", "caption": "A black cat on a sofa."}
-#     {"image": "cats/1.jpg", "objects": ["cat", "sofa"]}
+# Your own pictures: a folder with train.jsonl and perhaps val.jsonl. Each line is a JSON object:
+# "image" is a file's name; with it go "question" and "answer", a "caption", or a list of "objects".
 
 
 def read_lines(path):
     """A file of JSON lines -> yields (where: "FILE, line N", object as dict)."""
     where = path
     try:
-        for number, line in enumerate(Path(path).read_text("utf-8-sig").split("\n"), 1):
+        text = Path(path).read_text("utf-8-sig")
+        for number, line in enumerate(text.split("\n"), 1):
             where = f"{path}, line {number}"
             if line.strip():
                 yield where, dict(json.loads(line))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise SystemExit(f"{where}: one JSON object a line is wanted ({error})")
 
 
@@ -264,10 +262,9 @@ def check_line(where, folder, line, wanted):
     for key in ("image", *wanted):
         if not isinstance(line.get(key), str):
             raise SystemExit(f'{where}: a text "{key}" is wanted')
-    name = line["image"]
-    inside = os.path.realpath(folder) + os.sep
-    if not name.isprintable() or not os.path.realpath(folder / name).startswith(inside):
-        raise SystemExit(f"{where}: {name!r} is no file inside {folder}")
+    picture = (folder / line["image"]).resolve()
+    if not picture.is_relative_to(folder.resolve()):
+        raise SystemExit(f"{where}: {line['image']!r} is no file inside {folder}")
 
 
 def read_entries(path):
@@ -298,7 +295,9 @@ def read_folder(folder, size, seed=0):
         held_out = set(by_hash[:max(1, len(names) // 10)])
         val = [entry for entry in train if entry["image"] in held_out]
         train = [entry for entry in train if entry["image"] not in held_out]
-    known = sorted({name for entry in train + val for name in entry.get("objects", [])})
+    known = set()
+    for entry in train + val:
+        known.update(entry.get("objects", []))
     train = make_split(folder, "train", train, size, known, seed)
     return train, make_split(folder, "val", val, size, known, seed)
 
@@ -306,12 +305,12 @@ def read_folder(folder, size, seed=0):
 def make_split(folder, part, entries, size, known, seed):
     """Entries of a .jsonl file -> Split. known: all objects, to ask for what is not there, too."""
     names = [entry["image"] for entry in entries]
-    images, index = load_pictures(folder, names, size, folder / f".{part}-{size}px.pt")
+    kept = folder / f".{part}-{size}px.pt"
+    images, index = load_pictures(folder, names, size, kept)
     split = Split(images, [], [], [[] for _ in images])
-    for entry in entries:
-        i = index.get(entry["image"])
-        if i is None:
-            continue  # unreadable, as `load_pictures` said
+    readable = [entry for entry in entries if entry["image"] in index]
+    for entry in readable:
+        i = index[entry["image"]]
         if "caption" in entry:
             split.captions.append(Example(i, None, entry["caption"], "caption"))
         if "question" in entry:
@@ -322,7 +321,7 @@ def make_split(folder, part, entries, size, known, seed):
                 split.objects[i].append(name)
     rng = Random(seed)
     for i, present in enumerate(split.objects):
-        absent = [name for name in known if name not in present]
+        absent = sorted(known - set(present))
         rng.shuffle(absent)
         for yes, no in zip(cycle(present), absent[:6]):
             split.questions.append(Example(i, exist_question(yes), "yes", "exist"))
@@ -347,9 +346,9 @@ def load_picture(path, size):
             picture = ImageOps.exif_transpose(picture).convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")  # behind what is transparent
         picture = Image.alpha_composite(white, picture).convert("RGB")
-        return np.array(ImageOps.pad(picture, (size, size), color=(128, 128, 128)))
+        return np.array(ImageOps.pad(picture, (size, size), color="gray"))
     except Exception as error:  # Pillow's decoders raise nearly every kind there is
-        return f"{path}: no readable picture ({error or type(error).__name__})"
+        return f"{path}: no readable picture ({error!r})"
 
 
 def load_pictures(folder, names, size, kept):
@@ -361,8 +360,7 @@ def load_pictures(folder, names, size, kept):
     if not names:
         raise SystemExit(f"{folder}: not enough pictures")
     paths = [folder / name for name in names]
-    dates = [(path.stat().st_size, path.stat().st_mtime) for path in paths if os.path.isfile(path)]
-    key = hashlib.sha256(repr((names, dates)).encode()).hexdigest()
+    key = names, [getmtime(path) for path in paths if isfile(path)]
     found = torch.load(kept, weights_only=True) if kept.exists() else {"key": None}
     if found["key"] != key:
         with ThreadPoolExecutor() as pool:
@@ -371,10 +369,12 @@ def load_pictures(folder, names, size, kept):
         bad = [x for x in decoded if isinstance(x, str)]
         if len(bad) > len(names) / 100:
             raise SystemExit(f"{len(bad)} of {len(names)} pictures can't be read; first: {bad[0]}")
-        images = {name: x for name, x in zip(names, decoded) if not isinstance(x, str)}
-        pixels = torch.from_numpy(np.stack(list(images.values())))
-        found = {"key": key, "bad": bad, "names": list(images), "images": pixels}
+        good = [i for i, x in enumerate(decoded) if not isinstance(x, str)]
+        pixels = np.stack([decoded[i] for i in good])
+        found = {"key": key, "bad": bad, "images": torch.from_numpy(pixels)}
+        found["names"] = [names[i] for i in good]
         save(kept, found)
     for reason in found["bad"]:
         print(f"left out: {reason}")
-    return found["images"].numpy(), {name: i for i, name in enumerate(found["names"])}
+    index = {name: i for i, name in enumerate(found["names"])}
+    return found["images"].numpy(), index

@@ -1,7 +1,5 @@
 """Modality-mutual attention (MMA): who may attend to whom in a multimodal decoder.
 
-Start reading here; then `model.py`, `data.py`, `train.py`, `eval_pope.py`.
-
 A decoder-only multimodal LLM reads the image tokens first and the question after them. Under the
 causal mask the image tokens can never see the question, so the picture is read in the same way
 whatever is asked. MMA ("Seeing is Understanding: Unlocking Causal Attention into Modality-Mutual
@@ -49,8 +47,7 @@ def may_attend(q_pos, k_pos, q_modality, k_modality, q_turn, k_turn, q_generated
 def mask_mod(modality, generated, attention="mma"):
     """The rule as a function (b, h, q, k) -> bool of indices: row, head, and the two positions.
 
-    FlexAttention takes it: `create_block_mask(mask_mod(...), B, None, T, T)`. Takes and raises what
-    `attention_mask` does.
+    For FlexAttention's `create_block_mask(mask_mod(...), B, None, T, T)`. Arguments: see below.
     """
     check(modality, generated)
     # Each generated token begins a turn, and a rule opens nothing beyond its turn: no token sees a
@@ -60,8 +57,9 @@ def mask_mod(modality, generated, attention="mma"):
     turn = generated.cumsum(1)
 
     def mod(b, h, q, k):
-        return may_attend(q, k, modality[b, q], modality[b, k], turn[b, q], turn[b, k],
-                          generated[b, q], attention)
+        modalities = modality[b, q], modality[b, k]
+        turns = turn[b, q], turn[b, k]
+        return may_attend(q, k, *modalities, *turns, generated[b, q], attention)
 
     return mod
 
@@ -90,9 +88,8 @@ def attention_mask(modality, generated, attention="mma"):
 
 def check(modality, generated):
     """Raise ValueError unless the arguments are what `attention_mask` says."""
-    shape, other = tuple(modality.shape), tuple(generated.shape)
-    if len(shape) != 2 or shape != other:
-        raise ValueError(f"modality and generated must both be (B, T), but are {shape} and {other}")
+    if modality.dim() != 2 or modality.shape != generated.shape:
+        raise ValueError(f"both must be (B, T), but are {modality.shape} and {generated.shape}")
     if modality.is_floating_point() or not modality.is_signed():
         raise ValueError(f"modality must hold signed integers, but its dtype is {modality.dtype}")
     if generated.dtype != torch.bool:

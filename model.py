@@ -16,7 +16,6 @@ import torch.nn.functional as F
 
 from mma import IMAGE, PAD, TEXT, attention_mask
 
-IGNORE = -100  # a label that asks for no prediction, as in F.cross_entropy
 SPECIALS = ("<pad>", "<image>", "<user>", "<assistant>", "<eos>")
 PAD_ID, IMAGE_ID, USER_ID, ASSISTANT_ID, EOS_ID = range(len(SPECIALS))
 PATCH = 16  # pixels a side of a patch
@@ -31,30 +30,37 @@ class Tokenizer:
 
     def __init__(self, words):
         self.words = list(words)
-        self.pieces = [b""] * len(SPECIALS) + [bytes([i]) for i in range(256)]
-        self.id_of = {word: len(self.pieces) + i for i, word in enumerate(self.words)}
-        self.pieces += [word.encode("utf-8", "replace") for word in self.words]
+        self.pieces = [b""] * len(SPECIALS)  # id -> what it prints
+        self.pieces += [bytes([i]) for i in range(256)]
+        self.id_of = {}
+        for word in self.words:
+            self.id_of[word] = len(self.pieces)
+            self.pieces.append(word.encode("utf-8", "replace"))
 
     @classmethod
     def build(cls, texts, max_words=8192):
         """The vocabulary of an iterable of strings: the most frequent pieces that come twice."""
-        counts = Counter(piece for text in texts for piece in cls.PIECE.findall(text))
-        ranked = sorted(counts, key=lambda piece: (-counts[piece], piece))
-        return cls([piece for piece in ranked if counts[piece] > 1][:max_words])
+        counts = Counter()
+        for text in texts:
+            counts.update(cls.PIECE.findall(text))
+        frequent = sorted(piece for piece in counts if counts[piece] > 1)
+        frequent.sort(key=counts.get, reverse=True)  # equal counts stay in alphabetical order
+        return cls(frequent[:max_words])
 
     def encode(self, text):
-        """Any string -> list of ids."""
         ids = []
         for piece in self.PIECE.findall(text):
             if piece in self.id_of:
                 ids.append(self.id_of[piece])
             else:
-                ids += [len(SPECIALS) + byte for byte in piece.encode("utf-8", "replace")]
+                for byte in piece.encode("utf-8", "replace"):
+                    ids.append(len(SPECIALS) + byte)
         return ids
 
     def decode(self, ids):
         """Ids -> text. Specials print as nothing."""
-        return b"".join(self.pieces[i] for i in ids).decode("utf-8", "replace")
+        pieces = [self.pieces[i] for i in ids]
+        return b"".join(pieces).decode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
@@ -79,16 +85,18 @@ class Attention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        D = config.width
         self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.qkv = nn.Linear(D, 3 * D, bias=False)
+        self.out = nn.Linear(D, D, bias=False)
 
     def split(self, x):
         """x: (B, T, D) -> queries, keys and values, (B, H, T, D/H) each."""
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (B, T, 3, H, D/H)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        size = q.shape[-1:]
-        return F.layer_norm(q, size), F.layer_norm(k, size), v
+        q = F.layer_norm(q, q.shape[-1:])
+        k = F.layer_norm(k, k.shape[-1:])
+        return q, k, v
 
     def forward(self, x, mask=None, cache=None):
         """x: (B, T, D) -> (B, T, D); mask: (B, 1, T, S) bool; cache: a list of [k, v] so far."""
@@ -110,14 +118,14 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, bias=False)
+        D = config.width
+        self.norm1 = nn.LayerNorm(D, bias=False)
         self.attention = Attention(config)
-        self.norm2 = nn.LayerNorm(config.width, bias=False)
-        self.up = nn.Linear(config.width, 4 * config.width, bias=False)
-        self.down = nn.Linear(4 * config.width, config.width, bias=False)
+        self.norm2 = nn.LayerNorm(D, bias=False)
+        self.up = nn.Linear(D, 4 * D, bias=False)
+        self.down = nn.Linear(4 * D, D, bias=False)
 
     def forward(self, x, mask=None, cache=None):
-        """x: (B, T, D) -> (B, T, D)."""
         x = x + self.attention(self.norm1(x), mask, cache)
         hidden = F.gelu(self.up(self.norm2(x)))  # (B, T, 4 D)
         return x + self.down(hidden)
@@ -128,7 +136,8 @@ class Windows(nn.Linear):
 
     def forward(self, x):
         """x: (N, height, width, C) -> (N, height / 4, width / 4, out_features)."""
-        x = F.pad(x, (0, 0, 2, 2, 2, 2)).unfold(1, 8, 4).unfold(2, 8, 4)
+        x = F.pad(x, (0, 0, 2, 2, 2, 2))
+        x = x.unfold(1, 8, 4).unfold(2, 8, 4)  # (N, height / 4, width / 4, C, 8, 8)
         return super().forward(x.flatten(3))
 
 
@@ -138,8 +147,9 @@ class ViT(nn.Module):
     def __init__(self, config):
         super().__init__()
         D = config.width
-        # Two convolutions, as in "Early Convolutions Help Transformers See Better" (2106.14881).
-        self.patch = nn.Sequential(Windows(64 * 3, D // 4), nn.ReLU(), Windows(64 * (D // 4), D))
+        C = D // 4  # between the two convolutions
+        # As in "Early Convolutions Help Transformers See Better" (2106.14881).
+        self.patch = nn.Sequential(Windows(64 * 3, C), nn.ReLU(), Windows(64 * C, D))
         self.position = nn.Parameter(torch.zeros(config.image_tokens, D))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.vit_layers))
         self.norm = nn.LayerNorm(D, bias=False)
@@ -158,13 +168,14 @@ class MultimodalGPT(nn.Module):
 
     def __init__(self, config, attention="causal"):
         super().__init__()
+        D = config.width
         self.config, self.attention = config, attention
         self.vit = ViT(config)
-        self.projector = nn.Linear(config.width, config.width)  # patch features to image tokens
-        self.token = nn.Embedding(config.vocab_size, config.width)  # tied: also the output layer
-        self.position = nn.Embedding(config.context, config.width)
+        self.projector = nn.Linear(D, D)  # patch features to image tokens
+        self.token = nn.Embedding(config.vocab_size, D)  # tied: also the output layer
+        self.position = nn.Embedding(config.context, D)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width, bias=False)
+        self.norm = nn.LayerNorm(D, bias=False)
         for name, p in self.named_parameters():
             if name.endswith(("out.weight", "down.weight")):
                 nn.init.zeros_(p)  # every block starts as the identity
@@ -189,39 +200,29 @@ class MultimodalGPT(nn.Module):
         image_tokens = self.projector(self.vit(images))  # (N, n, D)
         if image_index is not None:
             image_tokens = image_tokens[image_index]  # (M, n, D)
-        image_tokens = image_tokens.flatten(0, 1).to(x.dtype)
-        is_image = modality == IMAGE
-        wanted, given = is_image.sum(), len(image_tokens)
-        if ids.is_cpu and wanted != given:
-            raise ValueError(f"{wanted} positions for image tokens, but {given} image tokens")
-        return x.masked_scatter(is_image[..., None], image_tokens)
+        x[modality == IMAGE] = image_tokens.flatten(0, 1).to(x.dtype)
+        return x
 
-    def forward(self, images, ids, modality, generated, labels=None, image_index=None):
-        """Logits, and with labels the loss.
+    def forward(self, images, ids, modality, generated, image_index=None, with_loss=False):
+        """Logits, and if wanted the loss.
 
         images:      (N, image_size, image_size, 3) uint8, or None where no row has a picture.
         ids:         (B, T) int64 token ids, anything where image tokens go.
         modality:    (B, T) integers, generated: (B, T) bool, see `mma.attention_mask`.
-        labels:      (B, T) int64: the id where one must be predicted, else IGNORE.
         image_index: (M,) int64: which of the N pictures is the m-th one in the batch, row by row;
                      questions about one picture then share one pass through the ViT.
-        Returns (logits, loss): without labels (B, T, V) and None; with labels the logits that the
-        loss was computed from, (number of labels, V), and their mean cross-entropy.
-        Raises ValueError for a wrong number of pictures (on a CPU) and rows beyond the context.
+        Returns (logits, loss): (B, T, V) and None, or with_loss the logits from which the generated
+        tokens are predicted, (number of them, V), and their mean cross-entropy.
         """
-        T, context = ids.shape[1], self.config.context
-        if T > context:
-            raise ValueError(f"{T} positions, but the context is {context}")
         x = self.embed(images, ids, modality, image_index)  # (B, T, D)
         x = x + self.position(self.positions(modality))
         for layer, block in enumerate(self.blocks):
             x = block(x, self.mask(modality, generated, layer))
-        if labels is None:
+        if not with_loss:
             return self.logits(x), None
-        labels = labels[:, 1:]  # position t is predicted at t - 1
-        labeled = labels != IGNORE
-        logits = self.logits(x[:, :-1][labeled])  # only there: most positions need none
-        return logits, F.cross_entropy(logits.float(), labels[labeled])
+        generated = generated[:, 1:]  # position t is predicted at t - 1
+        logits = self.logits(x[:, :-1][generated])  # only there: most positions need none
+        return logits, F.cross_entropy(logits.float(), ids[:, 1:][generated])
 
     def logits(self, x):
         """x: (..., D) -> (..., V)."""
@@ -235,12 +236,9 @@ class MultimodalGPT(nn.Module):
         images, ids, modality, image_index: as in `forward`; shorter rows are padded on the left.
         generated: (B, T) bool, True for answers of earlier turns in the prompt; default: none.
         Returns (B, <= max_new_tokens) int64; after a row's `end` only `end` follows.
-        Raises ValueError for padding on the right and for more positions than the context.
         No position ever sees a later generated token, so what is in the cache stays as it is.
         """
         B, T = ids.shape
-        if T + max_new_tokens > self.config.context:
-            raise ValueError(f"{T} + {max_new_tokens} tokens do not fit the context")
         if (modality[:, -1] == PAD).any():
             raise ValueError("a prompt ends in PAD: pad prompts on the left")
         if generated is None:
@@ -258,8 +256,8 @@ class MultimodalGPT(nn.Module):
             x = x + self.position(positions[:, start:stop])
             for block, mask, cache in zip(self.blocks, masks, caches):
                 x = block(x, mask[:, :, start:stop, :stop], cache)
-            token = self.logits(x[:, -1]).argmax(-1)  # (B,)
-            token = token.masked_fill(ended, end)
+            logits = self.logits(x[:, -1])  # (B, V)
+            token = logits.argmax(-1).masked_fill(ended, end)  # (B,)
             tokens.append(token)
             ended |= token == end
             if ended.all():
@@ -285,19 +283,15 @@ def make_optimizers(model, lr):
 
 def pick_device(name=None):
     """A torch.device: the named one, or the best there is."""
-    device = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    try:
-        return torch.ones(1, device=device).device
-    except (RuntimeError, AssertionError) as error:  # torch raises either, depending on the device
-        raise SystemExit(f"--device {name}: not on this machine ({error!r:.100})")
+    best = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device(name or best or "cpu")
 
 
 def autocast(device):
-    """bfloat16 where the hardware is faster in it: GPUs, and CPUs with AMX or AVX512-BF16."""
-    if device.type == "cpu":
-        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    else:
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    """bfloat16 where the hardware is faster in it: GPUs, and CPUs with AVX512-BF16."""
+    fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 
@@ -311,11 +305,12 @@ def save(path, content):
 def answer(model, dataset, batch_size=256):
     """Let a model answer all prompts of a `data.Dataset`, greedily -> list of texts."""
     device = model.token.weight.device
-    longest = max([8, *(len(answer) for _, answer in dataset.rows)])  # tokens
+    lengths = [len(wanted) for _, wanted in dataset.rows]
+    longest = max([8, *lengths])  # tokens
     texts = []
-    rows = range(len(dataset.rows))
-    for start in range(0, len(rows), batch_size):
-        batch = dataset.batch(rows[start:start + batch_size], device, prompts_only=True)
+    for start in range(0, len(lengths), batch_size):
+        rows = range(start, len(lengths))[:batch_size]
+        batch = dataset.batch(rows, device, prompts_only=True)
         room = model.config.context - batch["ids"].shape[1]
         with autocast(device):
             new = model.generate(**batch, max_new_tokens=min(longest, room), end=EOS_ID)

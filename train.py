@@ -15,7 +15,9 @@ import zipfile
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import repeat
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -32,7 +34,8 @@ LOG_EVERY = 25  # steps between two losses in the log; the run is saved only the
 EVAL_EVERY = 50  # steps between two validations
 VAL_SCENES = 128
 VAL_QUESTIONS = 1000  # of a validation, at most
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # of torchrun
+RANK = int(os.environ.get("RANK", 0))  # of torchrun: which process this is, and of how many
+WORLD = int(os.environ.get("WORLD_SIZE", 1))
 WARMUP = 20  # steps in which the learning rate rises
 COOLDOWN = 0.3  # last share of a stage, in which it falls to 0
 SIZES = ("width", "heads", "layers", "vit_layers", "image_size")
@@ -44,7 +47,6 @@ PRESETS = {
 
 
 def parse(arguments=None):
-    """The command line -> a namespace of options."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -78,10 +80,8 @@ def parse(arguments=None):
         parser.error("--resume takes no other option: a run goes on with those it was started with")
     parser.set_defaults(**PRESETS[options.preset])
     options = parser.parse_args(arguments)
-    counts = (*SIZES, "scenes", "batch_size", "questions")  # at least 1, other numbers 0
-    for name, value in vars(options).items():
-        if isinstance(value, (int, float)) and not value >= (name in counts):
-            parser.error(f"--{name.replace('_', '-')} must be at least {int(name in counts)}")
+    if min(options.scenes, options.batch_size, options.questions) < 1:
+        parser.error("--scenes, --batch-size and --questions must be at least 1")
     if options.width % options.heads or options.image_size % PATCH:
         parser.error(f"--width must be a multiple of --heads, and --image-size of {PATCH}")
     return options
@@ -92,7 +92,9 @@ def load(path, device="cpu", model_class=MultimodalGPT):
 
     weights_only: the file runs no code. SystemExit, with one line, if it is damaged.
     """
-    path = Path(path, "model.pt") if Path(path).is_dir() else Path(path)
+    path = Path(path)
+    if path.is_dir():
+        path /= "model.pt"
     if not path.is_file():
         raise SystemExit(f"{path}: no such checkpoint; `python train.py` makes one")
     try:
@@ -115,7 +117,7 @@ def accuracy_by_kind(examples, answers):
     right = defaultdict(list)
     for example, given in zip(examples, answers):
         right[example.kind].append(given == example.answer)
-    return {kind: sum(found) / len(found) for kind, found in right.items()}
+    return {kind: fmean(found) for kind, found in right.items()}
 
 
 def percents(shares):
@@ -131,7 +133,8 @@ class Trainer:
         """splits: the two `data.Split`s to train and to validate on."""
         self.options, self.folder, self.splits = options, Path(folder), splits
         self.device = pick_device(options.device)
-        self.model, self.tokenizer = model.to(self.device), tokenizer
+        self.model = model.to(self.device)
+        self.tokenizer = tokenizer
         self.log = []
         # On a CPU two halves of a batch side by side are faster than operations on all cores.
         # Not more than two: a + b is b + a, so the same seed gives the same run.
@@ -174,28 +177,30 @@ class Trainer:
     def run_stage(self):
         """The steps that are left of the stage. A run is saved only where its log is written."""
         losses, saved = [], time.monotonic()
-        bar = tqdm(total=self.steps, initial=self.step, desc=self.stage, disable=RANK > 0)
+        self.bar = tqdm(total=self.steps, initial=self.step, desc=self.stage, disable=RANK > 0)
         while self.step < self.steps:
             losses.append(self.train_step())
             self.step += 1
-            bar.update()
+            self.bar.update()
             if self.step % LOG_EVERY == 0 or self.step == self.steps:
-                self.write_log(losses, bar)
+                self.write_log(losses)
                 losses = []
                 if time.monotonic() - saved >= self.options.save_every:
                     self.save()
                     saved = time.monotonic()
-        bar.close()
+        self.bar.close()
 
     def train_step(self):
         """One batch, one update; returns the loss as a tensor, without waiting for the device."""
-        indices = self.data.sample(*self.batch_shape, seed=f"{self.options.seed} {self.step}")
+        seed = f"{self.options.seed} {self.step}"
+        indices = self.data.sample(*self.batch_shape, seed)
         tokens = self.data.generated_tokens(indices)
         mine = np.array_split(indices, WORLD)[RANK]
-        halves = [half for half in np.array_split(mine, self.halves) if len(half)]
-        losses = list(self.pool.map(lambda half: self.backward(half, tokens), halves))
-        remaining = 1 - self.step / self.steps
-        factor = min(1, (self.step + 1) / WARMUP, remaining / COOLDOWN)
+        halves = np.array_split(mine, min(self.halves, len(mine)))
+        losses = list(self.pool.map(self.backward, halves, repeat(tokens)))
+        rising = (self.step + 1) / WARMUP
+        falling = (1 - self.step / self.steps) / COOLDOWN
+        factor = min(1, rising, falling)
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = factor * optimizer.defaults["lr"]
         list(self.pool.map(lambda optimizer: optimizer.step(), self.optimizers))
@@ -211,53 +216,55 @@ class Trainer:
 
     def loss(self, dataset, indices):
         """The mean loss of some rows."""
+        batch = dataset.batch(indices, self.device)
         with autocast(self.device):
-            return self.parallel(**dataset.batch(indices, self.device))[1]
+            return self.parallel(**batch, with_loss=True)[1]
 
-    def write_log(self, losses, bar):
+    def write_log(self, losses):
         """Add a line to the log, which is part of the checkpoint; metrics.jsonl is a copy of it."""
         loss = torch.stack(losses).mean()
         if WORLD > 1:
             dist.all_reduce(loss)
         loss = loss.item()
-        rate = self.optimizers[0].param_groups[0]["lr"]
         if not math.isfinite(loss):
             raise SystemExit(f"the loss is {loss} at step {self.step}: lower --{self.stage}-lr")
         if RANK > 0:
             return
-        bar.set_postfix(loss=f"{loss:.3f}")
+        self.bar.set_postfix(loss=f"{loss:.3f}")
+        rate = self.optimizers[0].param_groups[0]["lr"]
         line = {"stage": self.stage, "step": self.step, "loss": loss, "lr": rate}
         if self.step % EVAL_EVERY == 0 or self.step == self.steps:
-            line |= self.evaluate(bar)
+            line |= self.evaluate()
         self.log.append(line)
         lines = [json.dumps(line) + "\n" for line in self.log]
         (self.folder / "metrics.jsonl").write_text("".join(lines))
 
-    def evaluate(self, bar):
+    def evaluate(self):
         """Show and return the loss of held-out captions, or the accuracy of each question kind."""
         if self.stage == "pretrain" and self.val.rows:
+            rows = range(len(self.val.rows))[:VAL_SCENES]
             with torch.no_grad():
-                loss = self.loss(self.val, range(len(self.val.rows))[:VAL_SCENES]).item()
-            bar.write(f"pretrain {self.step}: loss of held-out captions {loss:.3f}")
+                loss = self.loss(self.val, rows).item()
+            self.bar.write(f"pretrain {self.step}: loss of held-out captions {loss:.3f}")
             return {"val_loss": loss}
-        accuracy = accuracy_by_kind(self.val.examples, answer(self.model, self.val))
-        bar.write(f"{self.stage} {self.step}: {percents(accuracy)}")
+        answers = answer(self.model, self.val)
+        accuracy = accuracy_by_kind(self.val.examples, answers)
+        self.bar.write(f"{self.stage} {self.step}: {percents(accuracy)}")
         return {"accuracy": accuracy}
 
     def save(self, name="model.pt", finished=False):
         """Write a checkpoint; an unfinished one carries all that is needed to go on."""
         if RANK > 0:
             return
-        optimizers = [] if finished else [optimizer.state_dict() for optimizer in self.optimizers]
+        optimizers = [] if finished else self.optimizers
         save(self.folder / name, {
             "config": asdict(self.model.config), "words": self.tokenizer.words,
             "weights": self.model.state_dict(), "options": vars(self.options),
             "finished": finished, "stage": self.stage, "step": self.step,
-            "log": self.log, "optimizers": optimizers})
+            "log": self.log, "optimizers": [o.state_dict() for o in optimizers]})
 
 
 def load_splits(options):
-    """The two Splits to train and to validate on."""
     if options.data:
         return read_folder(options.data, options.image_size, options.seed)
     train = make_world("train", options.scenes, options.seed, options.image_size)
@@ -266,7 +273,8 @@ def load_splits(options):
 
 def start(options, splits=None, trainer_class=Trainer):
     """A Trainer for a new run. splits: in place of those that the options name."""
-    folder = Path("runs") / (options.name or f"{options.attention}-seed{options.seed}")
+    name = options.name or f"{options.attention}-seed{options.seed}"
+    folder = Path("runs", name)
     if (folder / "model.pt").exists() and RANK == 0:
         raise SystemExit(f"{folder} exists: give another --name, or go on with --resume {folder}")
     if options.pretrained:
@@ -279,8 +287,10 @@ def start(options, splits=None, trainer_class=Trainer):
         print("no questions: no fine-tuning")
         options.sft_steps = 0
     if not options.pretrained:
-        examples = train.captions + train.questions
-        tokenizer = Tokenizer.build(text for e in examples for text in (e.prompt or "", e.answer))
+        texts = []
+        for example in train.captions + train.questions:
+            texts += [example.prompt or "", example.answer]
+        tokenizer = Tokenizer.build(texts)
         sizes = {name: getattr(options, name) for name in SIZES}
         torch.manual_seed(options.seed)
         model = trainer_class.model_class(Config(len(tokenizer.pieces), **sizes))
@@ -294,19 +304,17 @@ def start(options, splits=None, trainer_class=Trainer):
 def resume(folder, splits=None, trainer_class=Trainer):
     """A Trainer for a run that was interrupted, as it was when it was saved; see `start`."""
     model, tokenizer, checkpoint = load(Path(folder, "model.pt"), "cpu", trainer_class.model_class)
-    if checkpoint["finished"]:
-        raise SystemExit(f"{folder} is finished; next: python eval_pope.py {folder}")
     options = argparse.Namespace(**checkpoint["options"])
-    trainer = trainer_class(options, folder, model, tokenizer, splits or load_splits(options))
+    splits = splits or load_splits(options)
+    trainer = trainer_class(options, folder, model, tokenizer, splits)
     trainer.begin(checkpoint["stage"])
     trainer.step, trainer.log = checkpoint["step"], checkpoint["log"]
-    for optimizer, state in zip(trainer.optimizers, checkpoint["optimizers"], strict=True):
+    for optimizer, state in zip(trainer.optimizers, checkpoint["optimizers"]):
         optimizer.load_state_dict(state)
     return trainer
 
 
 def main():
-    """The command line."""
     options = parse()
     if WORLD > 1:
         if torch.cuda.is_available():
@@ -318,7 +326,7 @@ def main():
     except KeyboardInterrupt:
         raise SystemExit(f"interrupted; to go on: python train.py --resume {trainer.folder}")
     if RANK == 0:
-        print(f"\nnext: python eval_pope.py {trainer.folder}")
+        print(f"next: python eval_pope.py {trainer.folder}")
 
 
 if __name__ == "__main__":

@@ -202,14 +202,20 @@ def test_a_run_is_asked_what_its_own_pictures_allow(runs, evaluate, tmp_path, ab
     assert list(figures(folder)) == wanted
 
 
-def test_runs_are_asked_in_turn_and_say_so_if_not_fine_tuned(runs, evaluate):
+def test_runs_are_asked_in_turn_and_say_how_far_they_are(runs, evaluate):
     first, second = runs("first"), runs("second", "--attention", "causal", finish=True)
-    assert "runs/second: causal, sft finished\n" in evaluate("--scenes", 5)  # the newest
+    assert "runs/second: causal, sft step 1\n" in evaluate("--scenes", 5)  # the newest
     assert not (first / "eval.json").exists()
     printed = evaluate(second, first, second / "pretrained.pt", "--scenes", 5)
     assert [line for line in printed.splitlines() if line.startswith("runs/")] == [
-        "runs/second: causal, sft finished", "runs/first: mma, pretrain unfinished",
-        "runs/second/pretrained.pt: causal, pretrain finished"]
+        "runs/second: causal, sft step 1", "runs/first: mma, pretrain step 0",
+        "runs/second/pretrained.pt: causal, pretrain step 1"]
+
+
+def test_without_any_run_it_says_how_to_make_one(evaluate, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="^runs: no such checkpoint; `python train.py` makes one$"):
+        evaluate()
 
 
 @pytest.fixture
@@ -251,13 +257,11 @@ def test_missing_pictures_are_left_out_and_counted(runs, evaluate, official):
     assert given == [3 * i for i in range(24) if i not in (6, 7)]
     with pytest.raises(SystemExit, match="not enough pictures"):
         evaluate(folder, "--pope", *paths, "--images", pictures.parent)
-    with pytest.raises(SystemExit, match="2"):
-        evaluate(folder, "--pope", *paths)
 
 
 @pytest.mark.parametrize("line", ["[", '{"image": "0.p'] + [json.dumps(line) for line in (
-    {**QUESTION, "label": "maybe"}, {**QUESTION, "label": None}, {**QUESTION, "image": "../x.png"},
-    {**QUESTION, "text": 3}, {"image": "0.png", "text": "?", "label": "no"}, [QUESTION])])
+    {**QUESTION, "label": None}, {**QUESTION, "image": "../x.png"}, {**QUESTION, "text": 3},
+    [QUESTION])])
 def test_a_wrong_line_of_an_official_file_is_named(runs, evaluate, official, line):
     folder, (pictures, paths) = runs("run"), official
     paths[1].write_text(json.dumps(QUESTION) + "\n\n" + line + "\n")
