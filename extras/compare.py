@@ -260,15 +260,17 @@ def default_runs(lines, steps=None):
 
 
 def short_table(lines):
-    """The table of the README: the default run on test scenes, masks beside each other."""
-    runs, rows = default_runs(lines), []
-    for figure in ("random", "adversarial", "exist_color"):
-        for name in sorted({run["row"] for run in runs}, key=[*ROWS].index):
-            row = {"accuracy, %": figure, "mask": name}
-            for run in runs:
-                if run["row"] == name:
-                    share = run[figure] if figure in SPLITS else run["kinds"][figure]
-                    row[f"seed {run['seed']}"] = percents([share])
+    """The table of the README: causal and mma on test scenes, with all and half of the steps."""
+    whole, rows = train.parse([]).sft_steps, []
+    seeds = sorted({run["seed"] for run in default_runs(lines)})
+    for figure, steps in product(("adversarial", "exist_color"), (whole, whole // 2)):
+        runs = {(run["row"], run["seed"]): run for run in default_runs(lines, steps)}
+        for name in ("causal", "mma"):
+            row = {"accuracy, %": figure, "steps": str(steps), "mask": name}
+            for seed in seeds:
+                run = runs.get((name, seed), {})
+                share = run.get(figure) or run.get("kinds", {}).get(figure)
+                row[f"seed {seed}"] = percents([share]) if share else ""
             rows.append(row)
     return table(rows)
 
