@@ -31,7 +31,7 @@ from model import (PATCH, Config, MultimodalGPT, Tokenizer, answer, autocast, ma
                    pick_device, save)
 
 LOG_EVERY = 25  # steps between two losses in the log; the run is saved only there
-EVAL_EVERY = 50  # steps between two validations
+EVAL_EVERY = 100  # steps between two validations
 VAL_SCENES = 128
 VAL_QUESTIONS = 1000  # of a validation, at most
 RANK = int(os.environ.get("RANK", 0))  # of torchrun: which process this is, and of how many

@@ -107,22 +107,24 @@ def curves(pen, lines):
     """Learning curves of the reported runs."""
     runs = default_runs(lines)
     last = runs[0]["steps"]
-    x_ticks = {x: str(x) for x in range(0, last + 1, last // 3)}
-    for side, kind, title in (("left", "exist", '"Is there a fish?", accuracy, %'),
-                              ("right", "exist_color", '"Is there a red fish?", accuracy, %')):
+    x_ticks = {x: str(x) for x in range(0, last + 1, 100)}
+    for side, kind, title in (("left", "exist", '"Is there a fish?", % right'),
+                              ("right", "exist_color", '"Is there a red fish?", % right')):
         panel = Panel(pen, side, title, "steps of fine-tuning", x_ticks, percent_ticks(40, 100, 10))
         for name, color in COLOR_OF.items():
-            panel.curves([[(step, max(40, 100 * accuracy)) for step, accuracy in run["curves"][kind]]
-                          for run in of_mask(runs, name)], color)
+            found = [run["curves"][kind] for run in of_mask(runs, name)]
+            panel.curves([[(step, max(40, 100 * share)) for step, share in curve]
+                          for curve in found], color)
 
 
 def hallucination(pen, lines):
-    """False "yes" by plausibility, and accuracy by the number of objects."""
-    runs = default_runs(lines)
+    """False "yes" by plausibility, and accuracy by the number of objects: half of the steps."""
+    runs = default_runs(lines, default_runs(lines)[0]["steps"] // 2)
     highest = max(share for run in runs for share in run["false_yes"].values())
-    shares = Panel(pen, "left", 'false "yes", %', "pictures of the same background with it, %",
-                   percent_ticks(0, 100, 20), percent_ticks(0, 10 * int(10 * highest + 1), 10))
-    by_objects = Panel(pen, "right", "accuracy of existence, %", "objects in the picture",
+    shares = Panel(pen, "left", 'false "yes" after half of the steps, %',
+                   "pictures of the same background with it, %", percent_ticks(0, 100, 20),
+                   percent_ticks(0, 10 * int(10 * highest + 1), 10))
+    by_objects = Panel(pen, "right", "is it there? % right", "objects in the picture",
                        {n: str(n) for n in range(5, 10)}, percent_ticks(60, 100, 10))
     for name, color in COLOR_OF.items():
         found = of_mask(runs, name)
