@@ -164,8 +164,7 @@ def questions_about(scenes, seed):
 def make_world(part, n, seed=0, size=SIZE):
     """The first n scenes of "train", "val" or "test" -> Split. seed: of the questions."""
     scenes = [make_scene(FIRST_SEED[part] + i) for i in range(n)]
-    images = np.stack([draw(scene, size) for scene in scenes])
-    split = Split(images, [], [], [])
+    split = Split(np.stack([draw(scene, size) for scene in scenes]), [], [], [])
     for i, questions in enumerate(questions_about(scenes, seed)):
         split.captions.append(Example(i, None, caption(scenes[i]), "caption"))
         split.questions.extend(Example(i, *question) for question in questions)
@@ -191,6 +190,8 @@ class Dataset:
                 self.rows_of[example.picture].append(len(self.rows))
                 self.rows.append((prompt, answer))
                 self.examples.append(example)
+        if examples and not self.rows:
+            raise SystemExit("no text is short enough for the context; smaller pictures leave more")
         if len(self.rows) < len(examples):
             print(f"{len(self.rows)} of {len(examples)} texts are short enough for the context")
 
@@ -376,5 +377,4 @@ def load_pictures(folder, names, size, kept):
         save(kept, found)
     for reason in found["bad"]:
         print(f"left out: {reason}")
-    index = {name: i for i, name in enumerate(found["names"])}
-    return found["images"].numpy(), index
+    return found["images"].numpy(), {name: i for i, name in enumerate(found["names"])}

@@ -62,8 +62,7 @@ def verdict(answer):
 
     Up to the first full stop, without commas: "no" if a word is No, no or not, else "yes".
     """
-    sentence = answer.split(".")[0]
-    words = sentence.replace(",", "").split(" ")
+    words = answer.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
