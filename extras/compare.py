@@ -252,10 +252,12 @@ def tables(lines, order):
 
 
 def default_runs(lines, steps=None):
-    """Those of the runs that have default options and were asked about test scenes, by seed."""
+    """Runs with default options on test scenes, each row at its best rate, by seed."""
     default = {"mix": MIX, "data": "world", "split": "test", "options": {},
                "steps": steps or train.parse([]).sft_steps}
-    runs = [run for run in lines if default.items() <= run.items()]
+    lines = list(lines)
+    runs = [run for run in lines if default.items() <= run.items()
+            and run["learning_rate"] == best_rate(run["row"], lines)]
     return sorted(runs, key=lambda run: run["seed"])
 
 

@@ -36,7 +36,8 @@ def test_every_chart_shows_both_masks(tmp_path, monkeypatch, capsys):
     (tmp_path / "results").mkdir()
     lines = [line(row, seed) for row in charts.COLOR_OF for seed in (0, 1)]
     lines += [line(row, 0, steps=350) for row in charts.COLOR_OF]
-    lines += [line(row, 100, split="search", learning_rate=rate, take_off=None)
+    lines += [line(row, 100, split="search", learning_rate=rate, take_off=None,
+                   random=0.99 if rate == 0.02 else 0.8)
               for row in charts.COLOR_OF for rate in (0.01, 0.02, 0.03)]
     compare.RUNS.write_text("".join(json.dumps(one) + "\n" for one in lines))
     charts.main()

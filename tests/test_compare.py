@@ -165,10 +165,12 @@ def test_the_test_of_paired_differences_counts_all_signs():
 
 def test_pairs_are_of_one_seed_and_one_number_of_steps():
     line = {"mix": "default", "data": "world", "split": "test", "options": {}, "steps": 9,
-            "popular": 0.5, "adversarial": 0.5, "kinds": {"exist_color": 0.5, "where_color": 0.5}}
+            "popular": 0.5, "adversarial": 0.5, "learning_rate": 0.02,
+            "kinds": {"exist_color": 0.5, "where_color": 0.5}}
     lines = [{**line, "row": row, "seed": seed, "random": random}
              for row, seed, random in (("mma", 1, 0.9), ("causal", 0, 0.5), ("causal", 1, 0.7),
                                        ("mma", 0, 0.4), ("mma", 2, 0.1))]
     lines.append({**lines[1], "steps": 8})  # without a partner
+    lines.append({**lines[1], "learning_rate": 0.03, "random": 0.8})  # not at the best rate
     row = compare.paired_table(lines).split("\n")[2]
     assert re.split(r" *\| ?", row)[1:-1] == ["9", "random", "-10.0 +20.0", "+5.0", "2", "1.000"]
