@@ -60,7 +60,8 @@ def main():
     if not options.table:
         rows = [(name, ABLATIONS[name]) for name in options.rows]
         queue(rows, options.seeds, options.train, LINES, "search")
-    print(tables([run for _, run in read_lines(LINES)], ABLATIONS))
+    lines = [run for _, run in read_lines(LINES)] if LINES.exists() else []
+    print(tables(lines, ABLATIONS))
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def figures(trainer, steps):
     yield "six questions about a picture, mma / causal", "", ratios(mma, causal)
 
     [taken] = in_turn(device, [lambda: answer(model, trainer.val)], 3)
-    yield "POPE: questions a second", "", [len(trainer.val.examples) / s for s in taken]
+    yield "answers a second", "", [len(trainer.val.examples) / s for s in taken]
     [taken] = in_turn(device, [lambda: [draw(make_scene(seed)) for seed in range(500)]], 5)
     yield "drawing: scenes a second", "", [500 / s for s in taken]
 

@@ -8,6 +8,7 @@ hallucination.png  false "yes" by how plausible the object is, and accuracy by h
 
 All go to results/. In color-blind-safe colors of Okabe and Ito; bold lines are medians.
 """
+import argparse
 from statistics import mean, median
 
 from PIL import Image, ImageDraw
@@ -136,6 +137,8 @@ def hallucination(pen, lines):
 
 def main():
     """The command line."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+                            ).parse_args()
     lines = [line for _, line in read_lines(RUNS)]
     for chart in (rates, curves, hallucination):
         picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)

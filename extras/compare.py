@@ -295,7 +295,7 @@ def paired_table(lines):
             causal, mma = ([run[figure] if figure in SPLITS else run["kinds"][figure]
                             for run in (runs[row, seed] for seed in seeds)]
                            for row in ("causal", "mma"))
-            points = [round(100 * (b - a), 1) for a, b in zip(causal, mma)]
+            points = [round(100 * (b - a), 6) for a, b in zip(causal, mma)]
             rows.append({"steps": str(steps), "mma - causal": figure,
                          "by seed": " ".join(f"{d:+.1f}" for d in points),
                          "median": f"{median(points):+.1f}", "n": str(len(points)),

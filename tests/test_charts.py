@@ -40,6 +40,7 @@ def test_every_chart_shows_both_masks(tmp_path, monkeypatch, capsys):
                    random=0.99 if rate == 0.02 else 0.8)
               for row in charts.COLOR_OF for rate in (0.01, 0.02, 0.03)]
     compare.RUNS.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    monkeypatch.setattr("sys.argv", ["charts"])
     charts.main()
     for name in ("rates", "curves", "hallucination"):
         below = np.array(Image.open(f"results/{name}.png").convert("RGB"))[50:].astype(int)
