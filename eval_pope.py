@@ -17,7 +17,7 @@ from itertools import chain
 from os.path import getmtime, isfile
 from pathlib import Path
 
-from data import (Dataset, Example, check_line, exist_question, load_pictures, make_world,
+from data import (NO_YES, Dataset, Example, check_line, exist_question, load_pictures, make_world,
                   read_folder, read_lines)
 from model import answer, pick_device
 from train import accuracy_by_kind, load, percents
@@ -35,8 +35,7 @@ def build(objects, split, seed=0, pictures=500, least=3, known=()):
     """
     enough = [i for i, names in enumerate(objects) if len(names) >= least]
     chosen = random.Random(seed).sample(enough, min(pictures, len(enough)))
-    frequency = Counter(dict.fromkeys(known, 0))
-    together = defaultdict(Counter)
+    frequency, together = Counter(dict.fromkeys(known, 0)), defaultdict(Counter)
     for i in chosen:
         frequency.update(objects[i])
         for name in objects[i]:
@@ -121,6 +120,8 @@ def ask_official(run, path, folder, out):
     questions = []
     for where, question in read_lines(path):
         check_line(where, folder, question, ["text", "label"])
+        if question["label"] not in NO_YES or "question_id" not in question:
+            raise SystemExit(f'{where}: wanted are "label", yes or no, and "question_id"')
         questions.append(question)
     size = run[0].config.image_size
     names = sorted(q["image"] for q in questions if isfile(folder / q["image"]))
@@ -139,6 +140,7 @@ def ask_official(run, path, folder, out):
 
 
 def main():
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -151,8 +153,7 @@ def main():
     made = Path("runs").glob("*/model.pt")
     newest = max(made, key=getmtime, default=Path("runs/model.pt"))
     for path in map(Path, options.runs or [newest.parent]):
-        run = load(path, pick_device(options.device))
-        model, _, checkpoint = run
+        run = model, _, checkpoint = load(path, pick_device(options.device))
         out = path if path.is_dir() else path.parent
         figures = {} if options.pope else ask_own(run, options.scenes)
         for file in options.pope or ():

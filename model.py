@@ -94,9 +94,8 @@ class Attention(nn.Module):
         """x: (B, T, D) -> queries, keys and values, (B, H, T, D/H) each."""
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (B, T, 3, H, D/H)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        q = F.layer_norm(q, q.shape[-1:])
-        k = F.layer_norm(k, k.shape[-1:])
-        return q, k, v
+        size = q.shape[-1:]
+        return F.layer_norm(q, size), F.layer_norm(k, size), v
 
     def forward(self, x, mask=None, cache=None):
         """x: (B, T, D) -> (B, T, D); mask: (B, 1, T, S) bool; cache: a list of [k, v] so far."""
@@ -283,8 +282,11 @@ def make_optimizers(model, lr):
 
 def pick_device(name=None):
     """A torch.device: the named one, or the best there is."""
-    best = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device(name or best or "cpu")
+    device = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    try:
+        return torch.ones(1, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch raises either, depending on the device
+        raise SystemExit(f"--device {name}: not on this machine ({error!r:.100})")
 
 
 def autocast(device):

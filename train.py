@@ -47,6 +47,7 @@ PRESETS = {
 
 
 def parse(arguments=None):
+    """The command line -> a namespace of options."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -92,9 +93,7 @@ def load(path, device="cpu", model_class=MultimodalGPT):
 
     weights_only: the file runs no code. SystemExit, with one line, if it is damaged.
     """
-    path = Path(path)
-    if path.is_dir():
-        path /= "model.pt"
+    path = Path(path, "model.pt") if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise SystemExit(f"{path}: no such checkpoint; `python train.py` makes one")
     try:
@@ -216,9 +215,8 @@ class Trainer:
 
     def loss(self, dataset, indices):
         """The mean loss of some rows."""
-        batch = dataset.batch(indices, self.device)
         with autocast(self.device):
-            return self.parallel(**batch, with_loss=True)[1]
+            return self.parallel(**dataset.batch(indices, self.device), with_loss=True)[1]
 
     def write_log(self, losses):
         """Add a line to the log, which is part of the checkpoint; metrics.jsonl is a copy of it."""
@@ -247,8 +245,7 @@ class Trainer:
                 loss = self.loss(self.val, rows).item()
             self.bar.write(f"pretrain {self.step}: loss of held-out captions {loss:.3f}")
             return {"val_loss": loss}
-        answers = answer(self.model, self.val)
-        accuracy = accuracy_by_kind(self.val.examples, answers)
+        accuracy = accuracy_by_kind(self.val.examples, answer(self.model, self.val))
         self.bar.write(f"{self.stage} {self.step}: {percents(accuracy)}")
         return {"accuracy": accuracy}
 
@@ -265,6 +262,7 @@ class Trainer:
 
 
 def load_splits(options):
+    """The two Splits to train and to validate on."""
     if options.data:
         return read_folder(options.data, options.image_size, options.seed)
     train = make_world("train", options.scenes, options.seed, options.image_size)
@@ -273,8 +271,7 @@ def load_splits(options):
 
 def start(options, splits=None, trainer_class=Trainer):
     """A Trainer for a new run. splits: in place of those that the options name."""
-    name = options.name or f"{options.attention}-seed{options.seed}"
-    folder = Path("runs", name)
+    folder = Path("runs", options.name or f"{options.attention}-seed{options.seed}")
     if (folder / "model.pt").exists() and RANK == 0:
         raise SystemExit(f"{folder} exists: give another --name, or go on with --resume {folder}")
     if options.pretrained:
@@ -305,8 +302,7 @@ def resume(folder, splits=None, trainer_class=Trainer):
     """A Trainer for a run that was interrupted, as it was when it was saved; see `start`."""
     model, tokenizer, checkpoint = load(Path(folder, "model.pt"), "cpu", trainer_class.model_class)
     options = argparse.Namespace(**checkpoint["options"])
-    splits = splits or load_splits(options)
-    trainer = trainer_class(options, folder, model, tokenizer, splits)
+    trainer = trainer_class(options, folder, model, tokenizer, splits or load_splits(options))
     trainer.begin(checkpoint["stage"])
     trainer.step, trainer.log = checkpoint["step"], checkpoint["log"]
     for optimizer, state in zip(trainer.optimizers, checkpoint["optimizers"]):
@@ -315,6 +311,7 @@ def resume(folder, splits=None, trainer_class=Trainer):
 
 
 def main():
+    """The command line."""
     options = parse()
     if WORLD > 1:
         if torch.cuda.is_available():

@@ -120,13 +120,14 @@ def existence(run, part, dataset_class):
     by_objects: number of objects in the scene -> accuracy, as if half of them were there.
     """
     split, plausible = make_world(part, SCENES // 2, 0, run[0].config.image_size), plausibility()
+    scenes = [make_scene(FIRST_SEED[part] + i) for i in range(len(split.objects))]
     examples, false_yes, right = [], defaultdict(list), defaultdict(list)
     for i, present in enumerate(split.objects):
         for name in OBJECTS:
             label = NO_YES[name in present]
             examples.append(Example(i, exist_question(name), label, name))
     for example, text in zip(examples, ask(run, split.images, examples, dataset_class)):
-        scene = make_scene(FIRST_SEED[part] + example.picture)
+        scene = scenes[example.picture]
         right[len(scene.objects), example.answer].append(text == example.answer)
         if example.answer == "no":
             false_yes[plausible[example.kind, scene.theme]].append(text == "yes")

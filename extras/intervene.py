@@ -31,9 +31,10 @@ from model import answer
 from train import load
 
 LINES = Path("results/interventions.jsonl")
-KINDS = {"exist": "Is there a fish?", "exist_color": "Is there a red fish?",
-         "color": "What color is the fish?", "where": "Where is the fish?",
-         "where_color": "Where is the red fish?", "what": "What is at top-left?"}  # of the questions, with an example
+KINDS = {  # of the questions, with an example
+    "exist": "Is there a fish?", "exist_color": "Is there a red fish?",
+    "color": "What color is the fish?", "where": "Where is the fish?",
+    "where_color": "Where is the red fish?", "what": "What is at top-left?"}
 SCENES = 500
 CHANGES = {"mma": ("closed", "swapped"), "text-first": ("closed",)}  # of a row of compare.py
 NEITHER = (215, 215, 215)

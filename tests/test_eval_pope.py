@@ -260,8 +260,8 @@ def test_missing_pictures_are_left_out_and_counted(runs, evaluate, official):
 
 
 @pytest.mark.parametrize("line", ["[", '{"image": "0.p'] + [json.dumps(line) for line in (
-    {**QUESTION, "label": None}, {**QUESTION, "image": "../x.png"}, {**QUESTION, "text": 3},
-    [QUESTION])])
+    {**QUESTION, "label": "maybe"}, {**QUESTION, "label": None}, {**QUESTION, "image": "../x.png"},
+    {**QUESTION, "text": 3}, {"image": "0.png", "text": "?", "label": "no"}, [QUESTION])])
 def test_a_wrong_line_of_an_official_file_is_named(runs, evaluate, official, line):
     folder, (pictures, paths) = runs("run"), official
     paths[1].write_text(json.dumps(QUESTION) + "\n\n" + line + "\n")

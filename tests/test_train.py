@@ -355,6 +355,7 @@ def test_a_file_that_is_no_checkpoint_of_this_program_is_refused(tiny):
 
 @pytest.mark.parametrize("nonsense, says", [
     ("--width 30 --heads 4", "--width must be a multiple of --heads"),
+    ("--scenes 0", "--scenes, --batch-size and --questions must be at least 1"),
     ("--batch-size 0", "--batch-size and --questions must be at least 1"),
     ("--image-size 100", "--image-size of 16"),
     ("--seed 1.5", "--seed: invalid"),
@@ -375,6 +376,8 @@ def test_options_that_make_no_sense_are_refused_in_one_line(capsys, nonsense, sa
 @pytest.mark.parametrize("nonsense, says", [
     ("--data nowhere", "nowhere/train.jsonl"),
     ("--pretrained nowhere.pt", "nowhere.pt: no such checkpoint"),
+    ("--device cuda:99", "--device cuda:99: not on this machine"),
+    ("--device nonsense", "--device nonsense: not on this machine"),
 ])
 def test_a_run_that_cannot_start_says_why_in_one_line_and_leaves_no_folder(tiny, nonsense, says):
     refused(says, tiny, *nonsense.split())
