@@ -8,17 +8,17 @@ Works as `compare.py` does and shares its runs: what differs in fine-tuning alon
 same pre-trained model. Asks validation scenes. A finished run adds a line to
 results/ablations.jsonl.
 """
-import argparse
 from pathlib import Path
 
 from data import FIRST_SEED, PLACES, make_scene, read_lines
-from extras.compare import Row, queue, tables
+from extras.compare import Row, arguments, queue, tables
+from train import load_splits
 
 
-def retold(splits, order):
+def retold(options, order):
     """The splits with captions that name what is at each place, in an order of the objects."""
     told = []
-    for part, split in zip(("train", "val"), splits):
+    for part, split in zip(("train", "val"), load_splits(options)):
         captions = []
         for i, example in enumerate(split.captions):
             objects = order(make_scene(FIRST_SEED[part] + i).objects)
@@ -28,22 +28,22 @@ def retold(splits, order):
     return told
 
 
-def place_first(splits):
+def place_first(options):
     """Every phrase says what is at a place, in random order."""
-    return retold(splits, order=list)
+    return retold(options, order=list)
 
 
-def in_order(splits):
+def in_order(options):
     """The same from the top left to the bottom right."""
     def order(objects):
         return sorted(objects, key=lambda o: PLACES.index(o.place))
-    return retold(splits, order)
+    return retold(options, order)
 
 
 ABLATIONS = {  # name -> what undoes one choice
     "default": Row(),
-    "captions: place, then thing": Row(change=place_first),
-    "the same from top left to bottom right": Row(change=in_order),
+    "captions: place, then thing": Row(splits=place_first),
+    "the same from top left to bottom right": Row(splits=in_order),
     "ViT trained, too": Row(["--train-vit"]),
 }
 LINES = Path("results/ablations.jsonl")
@@ -51,12 +51,7 @@ LINES = Path("results/ablations.jsonl")
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", nargs="+", choices=ABLATIONS, default=ABLATIONS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
-    parser.add_argument("--table", action="store_true", help="print the table, train nothing")
-    parser.add_argument("train", nargs="*", help="after --: options of train.py")
-    options = parser.parse_args()
+    options = arguments(__doc__.split("\n")[0], ABLATIONS).parse_args()
     if not options.table:
         rows = [(name, ABLATIONS[name]) for name in options.rows]
         queue(rows, options.seeds, options.train, LINES, "search")

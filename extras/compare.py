@@ -31,20 +31,6 @@ from eval_pope import SPLITS, ask, ask_own
 from extras.variants import CCA, DOT, Scrambled, instructed
 from model import pick_device
 
-# options: of train.py. change: None, or a function that takes the two splits of the data and
-# returns others. own_start: the trainer is for pre-training, too.
-Row = namedtuple("Row", "options change trainer own_start",
-                 defaults=([], None, train.Trainer, False))
-ROWS = {
-    "causal": Row(["--attention", "causal"]),
-    "text-first": Row(["--attention", "causal", "--order", "text-first"]),
-    "image": Row(["--attention", "image"]),
-    "prefix": Row(["--attention", "prefix"]),
-    "mma": Row(["--attention", "mma"]),
-    "scrambled": Row(["--attention", "mma"], None, Scrambled),
-    "dot": Row(["--attention", "causal"], instructed, DOT, own_start=True),
-    "cca": Row(["--attention", "causal"], None, CCA, own_start=True),
-}
 RATES = (0.01, 0.02, 0.03, 0.04)
 OWN = {"--attention", "--order", "--seed", "--name", "--pretrained"}  # not for the user to set
 RUNS = Path("results/runs.jsonl")
@@ -55,6 +41,35 @@ SETTINGS = ("steps", "mix", "data", "split", "options")  # of all rows of a tabl
 SFT_ONLY = ("attention", "order", "questions", "sft_steps", "sft_lr", "train_vit")
 
 
+def ask_world(run, part, dataset_class):
+    """-> the figures of a run about its own data, of the picture world with those of `existence`.
+
+    part: "val" or "test".
+    """
+    figures = ask_own(run, SCENES, part, dataset_class)
+    own = {} if run[2]["options"]["data"] else existence(run, part, dataset_class)
+    pope = [split for split in SPLITS if split in figures]
+    return {**{split: figures[split]["accuracy"] for split in pope},
+            "yes_ratio": {split: figures[split]["yes_ratio"] for split in pope},
+            "kinds": figures.get("kinds", {}), "accuracy": figures.get("accuracy"), **own}
+
+
+# options: of train.py. data: its name. splits: makes it from parsed options. trainer: of
+# fine-tuning. start: the Trainer of pre-training; rows with the same one share it. ask: see above.
+Row = namedtuple("Row", "options data splits trainer start ask", defaults=(
+    [], "world", train.load_splits, train.Trainer, train.Trainer, ask_world))
+ROWS = {
+    "causal": Row(["--attention", "causal"]),
+    "text-first": Row(["--attention", "causal", "--order", "text-first"]),
+    "image": Row(["--attention", "image"]),
+    "prefix": Row(["--attention", "prefix"]),
+    "mma": Row(["--attention", "mma"]),
+    "scrambled": Row(["--attention", "mma"], trainer=Scrambled),
+    "dot": Row(["--attention", "causal"], splits=instructed, trainer=DOT, start=DOT),
+    "cca": Row(["--attention", "causal"], trainer=CCA, start=CCA),
+}
+
+
 def changed(arguments, without):
     """Options of train.py -> dict of those that differ from the default and change the result."""
     options = vars(train.parse(arguments))
@@ -63,15 +78,15 @@ def changed(arguments, without):
     return {key: options[key] for key in kept if options[key] != default[key]}
 
 
-def trained(kind, seed, options, arguments, row):
-    """Train a run, or finish it, or find it finished -> its folder. options: part of its name."""
-    words = [f"compare-{kind}-seed{seed}", *(f"{key}-{value}" for key, value in options.items())]
-    words += [row.change.__name__] if row.change else []
+def trained(words, seed, arguments, row):
+    """Train a run, or finish it, or find it finished -> its folder. words: its name."""
+    if row.splits is not train.load_splits:
+        words = [*words, row.splits.__name__]
     folder = Path("runs") / re.sub(r"[^\w.]+", "-", "-".join(words))
-    if folder.exists() and train.load(folder)[2]["finished"]:
+    if folder.exists() and train.load(folder, model_class=row.trainer.model_class)[2]["finished"]:
         return folder
     options = train.parse([*arguments, "--seed", str(seed), "--name", folder.name])
-    splits = row.change(train.load_splits(options)) if row.change else None
+    splits = row.splits(options)
     if folder.exists():
         train.resume(folder, splits, row.trainer).train()
     else:
@@ -83,16 +98,17 @@ def trained(kind, seed, options, arguments, row):
 
 def fine_tuned(name, seed, arguments, row):
     """Pre-train a seed unless that is done, and fine-tune it -> folders of the two stages."""
-    options, kind = changed(arguments, SFT_ONLY), train.parse(arguments).attention
-    before, start = "pretrained", row._replace(trainer=train.Trainer)
-    if row.trainer is not train.Trainer:
-        kind = name
-    if row.own_start:
-        before, start = f"pretrained-{name}", row
-    pretrained = trained(before, seed, options, [*arguments, "--sft-steps", "0"], start)
+    def words(name, options):
+        return [f"compare-{name}-seed{seed}", *(f"{key}-{options[key]}" for key in options)]
+
+    own_start = row.start is not train.Trainer
+    before = f"pretrained-{row.start.__name__}" if own_start else "pretrained"
+    pretrained = trained(words(before, changed(arguments, SFT_ONLY)), seed,
+                         [*arguments, "--sft-steps", "0"], row._replace(trainer=row.start))
     arguments = [*arguments, "--pretrained", str(pretrained / "model.pt")]
+    kind = train.parse(arguments).attention if row.trainer is train.Trainer else name
     own = changed(arguments, ["attention", "pretrained"])
-    return pretrained, trained(kind, seed, own, arguments, row)
+    return pretrained, trained(words(kind, own), seed, arguments, row)
 
 
 def take_off(curve, least=0.6):
@@ -137,21 +153,15 @@ def existence(run, part, dataset_class):
                            for key in numbers}}
 
 
-def measured(folder, device, part, trainer):
+def measured(folder, device, part, row):
     """Ask a finished run -> the figures of its line in the results. part: "val" or "test"."""
-    run = train.load(folder, device, trainer.model_class)
-    figures = ask_own(run, SCENES, part, trainer.dataset_class)
-    own = {} if run[2]["options"]["data"] else existence(run, part, trainer.dataset_class)
-    pope = [split for split in SPLITS if split in figures]
-    log = [line for line in run[2]["log"] if "accuracy" in line]
-    curves = {}  # question kind -> list of [step, accuracy on held-out pictures]
-    for line in log:
-        for kind, accuracy in line["accuracy"].items():
-            curves.setdefault(kind, []).append([line["step"], round(accuracy, 4)])
-    return {**{split: figures[split]["accuracy"] for split in pope},
-            "yes_ratio": {split: figures[split]["yes_ratio"] for split in pope},
-            "take_off": take_off(curves.get("exist", [])), "kinds": figures.get("kinds", {}),
-            "accuracy": figures.get("accuracy"), "curves": curves, **own}
+    run = train.load(folder, device, row.trainer.model_class)
+    curves = defaultdict(list)  # question kind -> list of [step, accuracy on held-out pictures]
+    for line in run[2]["log"]:
+        for kind, accuracy in line.get("accuracy", {}).items():
+            curves[kind].append([line["step"], round(accuracy, 4)])
+    return {**row.ask(run, part, row.trainer.dataset_class),
+            "take_off": take_off(curves.get("exist", [])), "curves": curves}
 
 
 def commit():
@@ -179,13 +189,13 @@ def queue(rows, seeds, extra, path, split="test"):
             options = train.parse(arguments)
             line = {"row": name, "seed": seed, "learning_rate": options.sft_lr, "mix": MIX,
                     "steps": options.sft_steps, "split": split,
-                    "data": Path(options.data).name if options.data else "world",
+                    "data": Path(options.data).name if options.data else row.data,
                     "options": changed(extra, ("sft_lr", "sft_steps", "data"))}
             if any(line.items() <= run.items() for run in done):
                 continue
             print(f"\n{name}, seed {seed}", flush=True)
             folders = fine_tuned(name, seed, arguments, row)
-            line |= measured(folders[-1], device, PARTS[split], row.trainer)
+            line |= measured(folders[-1], device, PARTS[split], row)
             if all((folder / "seconds").exists() for folder in folders):  # never interrupted
                 line["seconds"] = [int((folder / "seconds").read_text()) for folder in folders]
             line |= {"commit": version, "machine": machine(device)}
@@ -193,26 +203,28 @@ def queue(rows, seeds, extra, path, split="test"):
                 file.write(json.dumps(line) + "\n")
 
 
-def at_rate(name, rate):
-    """The pair of a row's name and the row at a learning rate."""
-    return name, ROWS[name]._replace(options=[*ROWS[name].options, "--sft-lr", str(rate)])
+def at_rate(row, rate):
+    """A Row at a learning rate."""
+    return row._replace(options=[*row.options, "--sft-lr", str(rate)])
 
 
-def best_rate(name, lines):
-    """The learning rate that was best for a row in the search, by the mean accuracy on POPE."""
+def best_rate(name, lines, data="world"):
+    """The learning rate that was best for a row in the search, by the mean accuracy on POPE, or on
+    all questions where there is no POPE."""
     found = defaultdict(list)
     for run in lines:
-        if run["row"] == name and run["split"] == "search" and run["data"] == "world":
-            found[run["learning_rate"]].append(mean(run[split] for split in SPLITS))
+        if (run["row"], run["split"], run["data"]) == (name, "search", data):
+            pope = [run[split] for split in SPLITS if split in run]
+            found[run["learning_rate"]].append(mean(pope or [run["accuracy"]]))
     return max(found, key=lambda rate: mean(found[rate]), default=train.parse([]).sft_lr)
 
 
-def search(name, seeds, extra):
+def search(name, row, seeds, extra, path):
     """Try learning rates for a row, going on while the last one at either end is the best."""
     rates = list(RATES)
     while True:
-        queue([at_rate(name, rate) for rate in rates], seeds, extra, RUNS, "search")
-        best = best_rate(name, [run for _, run in read_lines(RUNS)])
+        queue([(name, at_rate(row, rate)) for rate in rates], seeds, extra, path, "search")
+        best = best_rate(name, [run for _, run in read_lines(path)], row.data)
         if best == rates[-1]:
             rates.append(round(best + 0.01, 3))
         elif best == rates[0]:
@@ -323,23 +335,34 @@ def kinds_row(name, rate, runs):
             "seconds": " ".join(seconds)}
 
 
-def main():
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="default: all")
+def arguments(description, rows):
+    """A parser of the command line for some rows."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rows", nargs="+", choices=rows, default=rows, help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
-    parser.add_argument("--search", action="store_true", help="search the rate of each row")
     parser.add_argument("--table", action="store_true", help="print the tables, train nothing")
     parser.add_argument("train", nargs="*", help="after --: options of train.py")
-    options = parser.parse_args()
-    lines = [run for _, run in read_lines(RUNS)] if RUNS.exists() else []
+    return parser
+
+
+def compare(options, rows, path):
+    """Do what the command line asks -> the lines of all runs in the file `path`."""
     if options.search:
         for name in options.rows:
-            search(name, options.seeds, options.train)
+            search(name, rows[name], options.seeds, options.train, path)
     elif not options.table:
-        rows = [at_rate(name, best_rate(name, lines)) for name in options.rows]
-        queue(rows, options.seeds, options.train, RUNS)
-    lines = [run for _, run in read_lines(RUNS)]
+        lines = [run for _, run in read_lines(path)] if path.exists() else []
+        rates = {name: best_rate(name, lines, rows[name].data) for name in options.rows}
+        chosen = [(name, at_rate(rows[name], rates[name])) for name in options.rows]
+        queue(chosen, options.seeds, options.train, path)
+    return [run for _, run in read_lines(path)]
+
+
+def main():
+    """The command line."""
+    parser = arguments(__doc__.split("\n")[0], ROWS)
+    parser.add_argument("--search", action="store_true", help="search the rate of each row")
+    lines = compare(parser.parse_args(), ROWS, RUNS)
     print(tables(lines, ROWS))
     if default_runs(lines):
         print(f"\n{paired_table(lines)}\n\n{short_table(lines)}")

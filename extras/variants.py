@@ -10,7 +10,7 @@ import torch
 from data import Dataset
 from mma import IMAGE, PAD, TEXT, attention_mask
 from model import MultimodalGPT
-from train import Trainer
+from train import Trainer, load_splits
 
 OTHER = 2  # the modality of the tokens of question A, which only image tokens see
 
@@ -114,11 +114,13 @@ class CCA(Trainer):
     model_class = CCAModel
 
 
-def instructed(splits):
+def instructed(options):
     """The splits with captions that answer an instruction, which can stand before the picture."""
-    prompt = "Describe the image."
-    return [split._replace(captions=[example._replace(prompt=prompt) for example in split.captions])
-            for split in splits]
+    splits = []
+    for split in load_splits(options):
+        captions = [e._replace(prompt="Describe the image.") for e in split.captions]
+        splits.append(split._replace(captions=captions))
+    return splits
 
 
 class DOT(Trainer):

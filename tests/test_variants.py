@@ -61,9 +61,8 @@ def test_scrambled_shows_the_picture_another_question_and_the_text_its_own():
 
 def test_dual_order_training_turns_its_rows_in_the_middle_of_a_stage(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = [*TINY, "--pretrain-steps", "4", "--sft-steps", "2"]
-    splits = variants.instructed([make_world("train", 16), make_world("val", 4)])
-    trainer = train.start(train.parse(options), splits, variants.DOT)
+    options = train.parse([*TINY, "--pretrain-steps", "4", "--sft-steps", "2", "--scenes", "16"])
+    trainer = train.start(options, variants.instructed(options), variants.DOT)
     orders = []
     for stage in ("pretrain", "sft"):
         trainer.begin(stage)

@@ -1,0 +1,180 @@
+"""Clips: pictures of the picture world with sounds, and what is asked about both.
+
+    python -m extras.clips                  what guessing reaches
+    python -m extras.clips --wav FILE 3     what the third test clip sounds like
+
+Every kind of object has a sound. A clip shows two to four objects and plays one to three sounds,
+some of objects in the picture and some of others. `sound.py` trains on clips.
+"""
+import argparse
+import wave
+from collections import Counter, defaultdict, namedtuple
+from random import Random
+from statistics import mean
+
+import numpy as np
+
+from data import (FIRST_SEED, NO_YES, OBJECTS, Example, Split, caption, draw, exist_question,
+                  make_scene)
+from extras.compare import percents, table
+from train import VAL_SCENES
+
+RATE, FRAMES, FRAME, BANDS = 4000, 16, 256, 32  # samples a second; frames; samples of a frame
+Clip = namedtuple("Clip", "seed scene heard")  # heard: names of objects, ordered as OBJECTS
+Senses = namedtuple("Senses", "images sounds")  # (N, size, size, 3) uint8, (N, 16, 32) float32
+
+
+def make_clip(seed):
+    """The Clip of an integer seed.
+
+    What is heard and not seen comes from those objects of the scene that are not shown: it is as
+    likely on this background as what is seen.
+    """
+    rng, scene = Random(f"sound {seed}"), make_scene(seed)
+    number = rng.randint(2, len(scene.objects) - 1)
+    shown, hidden = scene.objects[:number], scene.objects[number:]
+    names = list(dict.fromkeys(o.name for o in shown))
+    others = list(dict.fromkeys(o.name for o in hidden if o.name not in names))
+    others = others or [name for name in OBJECTS if name not in names]
+    seen, unseen = rng.choice(((1, 0), (2, 0), (0, 1), (0, 2), (1, 1), (1, 1), (1, 2), (2, 1)))
+    heard = rng.sample(names, min(seen, len(names)))
+    heard += rng.sample(others, min(unseen, len(others)))
+    return Clip(seed, scene._replace(objects=shown), sorted(heard, key=OBJECTS.index))
+
+
+def play(name, rng):
+    """The sound of an object, (samples,): two tones that are struck one to four times."""
+    tone, strokes = divmod(OBJECTS.index(name), 4)
+    seconds = np.arange(FRAMES * FRAME) / RATE
+    pitch = 200 * 2 ** (tone * 2 / 3) * rng.uniform(0.97, 1.03)  # Hz
+    interval = (1.25, 1.5, 1.75, 2)[strokes]
+    tones = np.sin(2 * np.pi * pitch * seconds) + np.sin(2 * np.pi * pitch * interval * seconds)
+    beat = 1 / (strokes + 1)
+    since = (seconds + rng.uniform(0, beat)) % beat  # seconds since the last stroke
+    return rng.uniform(0.3, 1) * np.exp(-6 * since) * tones
+
+
+def waveform(clip):
+    """What a Clip plays, (samples,)."""
+    rng = np.random.default_rng(clip.seed)
+    sounds = [play(name, rng) for name in clip.heard]
+    return sum(sounds) + rng.normal(0, rng.uniform(0.01, 0.1), FRAMES * FRAME)
+
+
+def spectrogram(samples):
+    """-> (16, 32) float32: for each frame the logarithm of the power in 32 bands."""
+    frames = samples.reshape(FRAMES, FRAME) * np.hanning(FRAME)
+    power = np.abs(np.fft.rfft(frames)) ** 2  # (16, 129)
+    edges = np.geomspace(9, FRAME // 2, BANDS, endpoint=False).astype(int)  # 140 Hz to 2 kHz
+    return (np.log(1 + np.add.reduceat(power, edges, 1)) / 4 - 1).astype(np.float32)
+
+
+def described(clip):
+    """What is heard, then what is seen: "You hear cup, red fish left. You see top blue key"."""
+    heard = []
+    for name in clip.heard:
+        seen = [f"{o.color} {name} {o.place}" for o in clip.scene.objects if o.name == name]
+        heard.append(" and ".join(seen) or name)
+    return f"You hear {', '.join(heard)}. You see {caption(clip.scene)}."
+
+
+def questions_about(clip):
+    """Yields (question, answer, kind): what has one right answer in a Clip."""
+    objects, heard = clip.scene.objects, clip.heard
+    names = [o.name for o in objects]
+    both = [name for name in heard if name in names]
+    silent = sorted(set(names) - set(heard))
+    yield "What do you hear?", ", ".join(heard), "hear"
+    if len(both) in (0, len(heard)):
+        yield "Is what you hear in the image?", NO_YES[bool(both)], "in image"
+    if len(both) == 1 and names.count(both[0]) == 1:
+        o = objects[names.index(both[0])]
+        yield "What color is the thing that you hear?", o.color, "color"
+        yield "Where is the thing that you hear?", o.place, "where"
+    if both and len(silent) == 1:
+        yield "Which thing in the image is silent?", silent[0], "silent"
+
+
+def make_clips(part, n, size):
+    """The first n clips of "train", "val" or "test" -> Split; its images are Senses."""
+    clips = [make_clip(FIRST_SEED[part] + i) for i in range(n)]
+    images = np.stack([draw(clip.scene, size) for clip in clips])
+    sounds = np.stack([spectrogram(waveform(clip)) for clip in clips])
+    split = Split(Senses(images, sounds), [], [], [])
+    for i, clip in enumerate(clips):
+        split.captions.append(Example(i, None, described(clip), "caption"))
+        split.questions.extend(Example(i, *question) for question in questions_about(clip))
+    return split
+
+
+def sound(options):
+    """The splits to train and to validate on."""
+    train = make_clips("train", options.scenes, options.image_size)
+    return train, make_clips("val", VAL_SCENES, options.image_size)
+
+
+def alone(options):
+    """The same with rows of a picture alone, of a sound alone, and of text alone."""
+    splits = sound(options)
+    for part, split in zip(("train", "val"), splits):
+        for i in range(len(split.captions)):
+            clip = make_clip(FIRST_SEED[part] + i)
+            o, name = clip.scene.objects[0], Random(i).choice(OBJECTS)
+            there = NO_YES[name in {o.name for o in clip.scene.objects}]
+            heard = f"You hear {', '.join(clip.heard)}."
+            split.captions.append(Example(i, None, caption(clip.scene), "picture alone"))
+            split.captions.append(Example(i, None, heard, "sound alone"))
+            split.questions.extend([
+                Example(i, exist_question(name), there, "picture alone"),
+                Example(i, "What do you hear?", ", ".join(clip.heard), "sound alone"),
+                Example(i, f"What color is a {o.color} {o.name}?", o.color, "text alone")])
+    return splits
+
+
+def guesses():
+    """Markdown: what can be right without hearing, or without seeing."""
+    train, test = ([make_clip(FIRST_SEED[part] + i) for i in range(n)]
+                   for part, n in (("train", 10_000), ("test", 1000)))
+    usual = defaultdict(Counter)
+    for clip in train:
+        for _, answer, kind in questions_about(clip):
+            usual[kind][answer] += 1
+    blind, deaf = defaultdict(list), defaultdict(list)
+    for clip in test:
+        objects = clip.scene.objects
+        possible = {"color": [o.color for o in objects], "where": [o.place for o in objects],
+                    "silent": sorted({o.name for o in objects}), "in image": NO_YES}
+        for _, answer, kind in questions_about(clip):
+            blind[kind].append(usual[kind].most_common(1)[0][0] == answer)
+            given = possible.get(kind, [])
+            deaf[kind].append(given.count(answer) / max(1, len(given)))
+    return table([{"guessing, %": name} | {kind: percents([mean(found[kind])]) for kind in found}
+                  for name, found in (("the usual answer", blind), ("what is seen", deaf))])
+
+
+def write_wav(clip, path):
+    """A Clip as a file to listen to."""
+    samples = waveform(clip)
+    with wave.open(path, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((30_000 * samples / abs(samples).max()).astype("<i2").tobytes())
+    print(f"wrote {path}: {', '.join(clip.heard)}")
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clip", nargs="?", type=int, default=0, help="which test clip (default: 0)")
+    parser.add_argument("--wav", metavar="FILE", help="write what it plays")
+    options = parser.parse_args()
+    if options.wav:
+        write_wav(make_clip(FIRST_SEED["test"] + options.clip), options.wav)
+    else:
+        print(guesses())
+
+
+if __name__ == "__main__":
+    main()

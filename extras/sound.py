@@ -1,0 +1,170 @@
+"""A third modality, sound beside the picture: what a new modality takes. Read after `clips.py`.
+
+    python -m extras.sound --search --rows causal mma --seeds 100 101   the learning rates
+    python -m extras.sound --seeds 0 1 2     masks side by side, from one pre-trained model a seed
+    python -m extras.sound --table           the table of all finished runs
+    python -m extras.sound --picture RUN RUN     clips with the answers of two runs
+
+A sound becomes 16 tokens, one for each frame of its spectrogram, through a linear projector of its
+own. A finished run adds a line to results/sound.jsonl.
+"""
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+import torch.nn as nn
+from PIL import Image, ImageDraw, ImageOps
+
+from data import FIRST_SEED, Dataset, draw
+from eval_pope import ask
+from extras.clips import BANDS, FRAMES, Senses, alone, make_clip, make_clips, sound
+from extras.compare import Row, arguments, compare, tables
+from extras.figures import COLORS, GREEN, INK, PAPER, RED, font, write
+from mma import IMAGE
+from model import SPECIALS, MultimodalGPT
+from train import Trainer, accuracy_by_kind, load
+
+SOUND = 2  # the modality
+SOUND_ID = len(SPECIALS) + 255  # stands where a sound goes: the byte 255 is in no UTF-8 text
+ALONE = {"picture alone": [IMAGE], "sound alone": [SOUND], "text alone": []}  # kind -> what it has
+LINES = Path("results/sound.jsonl")
+CLIPS = 1000  # that are asked about
+OPTIONS = "--batch-size 96 --pretrain-steps 800 --sft-steps 800".split()
+
+
+class SoundDataset(Dataset):
+    """Rows with a sound after the picture. The images are Senses."""
+    order_of_parts = IMAGE, SOUND
+
+    def __init__(self, examples, senses, *rest):
+        self.sounds = senses.sounds
+        super().__init__(examples, senses.images, *rest)
+
+    def layout(self, example):
+        prompt, answer = super().layout(example)
+        after = 1 + self.config.image_tokens
+        tokens = {IMAGE: prompt[1:after], SOUND: [SOUND_ID] * FRAMES}
+        shown = ALONE.get(example.kind, self.order_of_parts)
+        parts = [token for modality in shown for token in tokens[modality]]
+        return prompt[:1] + parts + prompt[after:], answer
+
+    def batch(self, indices, device="cpu", prompts_only=False):
+        """As in data.py, but images and image_index are Senses: what there is, and whose it is."""
+        batch = super().batch(indices, device, prompts_only)
+        modality, index = batch["modality"], batch["image_index"]
+        modality[batch["ids"] == SOUND_ID] = SOUND
+        clips = sorted({self.examples[i].picture for i in indices})
+        batch["images"] = Senses(batch["images"], torch.from_numpy(self.sounds[clips]).to(device))
+        batch["image_index"] = Senses(*(index[(modality == m).any(1)] for m in (IMAGE, SOUND)))
+        return batch
+
+
+class SoundGPT(MultimodalGPT):
+    """The model with a projector for sounds. Takes Senses in place of images and their index."""
+
+    def __init__(self, config, attention="causal"):
+        super().__init__(config, attention)
+        self.sound_projector = nn.Linear(BANDS, config.width)
+
+    def embed(self, images, ids, modality, image_index=None):
+        x = super().embed(images.images, ids, modality, image_index.images)
+        sound_tokens = self.sound_projector(images.sounds)[image_index.sounds]  # (B, 16, D)
+        x[modality == SOUND] = sound_tokens.flatten(0, 1).to(x.dtype)
+        return x
+
+
+class Sound(Trainer):
+    """Trains on clips."""
+    model_class, dataset_class = SoundGPT, SoundDataset
+
+
+# Two more rows of the comparison, and the command line.
+
+class SoundFirstDataset(SoundDataset):
+    """Rows with the sound before the picture."""
+    order_of_parts = SOUND, IMAGE
+
+
+class SoundFirst(Sound):
+    """Both stages with the sound before the picture."""
+    dataset_class = SoundFirstDataset
+
+
+class TextEdgesGPT(SoundGPT):
+    """mma with the edges to text alone: pictures and sounds are to each other as under causal."""
+
+    def mask(self, modality, generated, layer):
+        return super().mask(modality.clamp(max=IMAGE), generated, layer)
+
+
+class TextEdges(Sound):
+    """Fine-tuning with the edges to text alone."""
+    model_class = TextEdgesGPT
+
+
+def ask_clips(run, part, dataset_class):
+    """-> the figures of a run for its line in the results."""
+    split = make_clips(part, CLIPS, run[0].config.image_size)
+    answers = ask(run, split.images, split.questions, dataset_class)
+    right = [text == example.answer for text, example in zip(answers, split.questions)]
+    return {"kinds": accuracy_by_kind(split.questions, answers), "accuracy": mean(right)}
+
+
+def row(attention, trainer=Sound, start=Sound, splits=sound):
+    """A Row of compare.py."""
+    options = ["--attention", attention, *OPTIONS]
+    return Row(options, splits.__name__, splits, trainer, start, ask_clips)
+
+
+ROWS = {
+    "causal": row("causal"),
+    "causal, sound first": row("causal", SoundFirst, SoundFirst),
+    "image": row("image"),
+    "prefix": row("prefix"),
+    "mma": row("mma"),
+    "mma, edges to text": row("mma", TextEdges),
+    "mma, some parts alone": row("mma", splits=alone),
+}
+
+
+def draw_clips(runs):
+    """A picture of test clips, the first with each kind of question, and the answers of runs."""
+    split, first = make_clips("test", 100, 64), {}
+    for example in split.questions:
+        first.setdefault(example.kind, example)
+    del first["hear"]
+    answers = {name: ask(run, split.images, first.values(), SoundDataset)
+               for name, run in runs.items()}
+    picture = Image.new("RGB", (20 + 300 * len(first), 540), PAPER)
+    pen = ImageDraw.Draw(picture)
+    for i, example in enumerate(first.values()):
+        x, clip = 20 + 300 * i, make_clip(FIRST_SEED["test"] + example.picture)
+        picture.paste(Image.fromarray(draw(clip.scene, 256)), (x, 20))
+        levels = 127 * (1 + split.images.sounds[example.picture].T[::-1].clip(-1, 1))  # low below
+        heard = Image.fromarray(levels.astype(np.uint8)).resize((256, 128), Image.NEAREST)
+        picture.paste(ImageOps.colorize(heard, PAPER, INK, mid=COLORS[1]), (x, 286))
+        lines = [(f"plays: {', '.join(clip.heard)}", INK), (example.prompt, INK)]
+        for name, texts in answers.items():
+            color = GREEN if texts[i] == example.answer else RED
+            lines.append((f"{name}: {texts[i]}", color))
+        for j, (text, color) in enumerate(lines):
+            pen.text((x, 422 + 26 * j), text, color, font(15))
+    return picture
+
+
+def main():
+    """The command line."""
+    parser = arguments(__doc__.split("\n")[0], ROWS)
+    parser.add_argument("--search", action="store_true", help="search the rate of each row")
+    parser.add_argument("--picture", nargs="+", metavar="RUN", help="draw clips with their answers")
+    options = parser.parse_args()
+    if options.picture:
+        runs = [load(path, model_class=SoundGPT) for path in options.picture]
+        write(draw_clips({run[0].attention: run for run in runs}), "results/sound.png")
+    else:
+        print(tables(compare(options, ROWS, LINES), ROWS))
+
+
+if __name__ == "__main__":
+    main()
