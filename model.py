@@ -192,7 +192,7 @@ class MultimodalGPT(nn.Module):
         return ((modality != PAD).cumsum(1) - 1).clamp(min=0)
 
     def embed(self, images, ids, modality, image_index=None):
-        """(B, T, D): token embeddings, image tokens where the modality is IMAGE; override for more."""
+        """(B, T, D): token embeddings, and image tokens at IMAGE. Override it to add a modality."""
         x = self.token(ids)
         if images is None:
             return x
