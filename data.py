@@ -39,10 +39,10 @@ THEMES = {  # as in photographs, these mostly stay in their theme; from frequent
 }
 OBJECTS = COMMON + sum(THEMES.values(), ())
 COLORS = {
-    "red": (222, 40, 44), "orange": (250, 138, 20), "yellow": (252, 224, 40),
-    "green": (36, 156, 62), "blue": (44, 88, 222), "purple": (150, 56, 190),
+    "red": "#de282c", "orange": "#fa8a14", "yellow": "#fce028",
+    "green": "#249c3e", "blue": "#2c58de", "purple": "#9638be",
 }
-INK = (38, 34, 46)  # of outlines
+INK = "#26222e"  # of outlines
 PLACES = ("top-left", "top", "top-right", "left", "center", "right",
           "bottom-left", "bottom", "bottom-right")
 FIRST_SEED = {"train": 0, "val": 100_000_000, "test": 200_000_000}
