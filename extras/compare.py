@@ -83,9 +83,12 @@ def trained(words, seed, arguments, row):
     if row.splits is not train.load_splits:
         words = [*words, row.splits.__name__]
     folder = Path("runs") / re.sub(r"[^\w.]+", "-", "-".join(words))
-    if folder.exists() and train.load(folder, model_class=row.trainer.model_class)[2]["finished"]:
-        return folder
     options = train.parse([*arguments, "--seed", str(seed), "--name", folder.name])
+    if folder.exists():
+        checkpoint = train.load(folder, model_class=row.trainer.model_class)[2]
+        check_options(folder, checkpoint["options"], vars(options))
+        if checkpoint["finished"]:
+            return folder
     splits = row.splits(options)
     if folder.exists():
         train.resume(folder, splits, row.trainer).train()
@@ -94,6 +97,16 @@ def trained(words, seed, arguments, row):
         train.start(options, splits, row.trainer).train()
         (folder / "seconds").write_text(f"{time.monotonic() - started:.0f}")
     return folder
+
+
+def check_options(folder, found, wanted):
+    """SystemExit if a run has other options: a default has changed since it was trained."""
+    ignored = {*train.SIZES, "pretrain_steps", "device", "save_every"}
+    if not wanted["sft_steps"]:
+        ignored |= {*SFT_ONLY}
+    other = [key for key in wanted.keys() - ignored if found[key] != wanted[key]]
+    if other:
+        raise SystemExit(f"{folder} has another {', '.join(other)}; move it away")
 
 
 def fine_tuned(name, seed, arguments, row):

@@ -70,6 +70,23 @@ def test_finished_runs_are_skipped_and_an_interrupted_one_ends_the_same(run, mon
     assert whole.pop("seconds") and [whole] == resumed
 
 
+def test_a_run_with_another_option_is_not_taken_for_the_wanted_one(run, monkeypatch):
+    command = (compare, "--rows", "mma", "--", *TINY)
+    run(*command)
+    Path("results/runs.jsonl").unlink()
+    parse = train.parse
+
+    def other_default(arguments=None):
+        options = parse(arguments)
+        options.sft_lr = 0.5
+        return options
+
+    monkeypatch.setattr(train, "parse", other_default)
+    with pytest.raises(SystemExit, match="runs/compare-mma-seed0.* has another sft_lr"):
+        run(*command)
+    assert not Path("results/runs.jsonl").exists()
+
+
 def test_an_ablation_is_pre_trained_anew_only_if_its_option_changes_pre_training(run):
     rows = ["default", "ViT trained, too", "captions: place, then thing"]
     found = run(ablate, "--rows", *rows, "--", *TINY)
