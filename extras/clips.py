@@ -1,9 +1,9 @@
 """Clips: pictures of the picture world with sounds, and what is asked about both.
 
     python -m extras.clips                  what guessing reaches
-    python -m extras.clips --wav FILE 3     what the third test clip sounds like
+    python -m extras.clips --wav FILE 3     what test clip 3 sounds like
 
-Every kind of object has a sound. A clip shows two to four objects and plays one to three sounds,
+Every kind of object has a sound. A clip shows two to eight objects and plays one to three sounds,
 some of objects in the picture and some of others. `sound.py` trains on clips.
 """
 import argparse
@@ -14,8 +14,8 @@ from statistics import mean
 
 import numpy as np
 
-from data import (FIRST_SEED, NO_YES, OBJECTS, Example, Split, caption, draw, exist_question,
-                  make_scene)
+from data import (COLORS, FIRST_SEED, NO_YES, OBJECTS, Example, Split, caption, draw,
+                  exist_question, make_scene)
 from extras.compare import percents, table
 from train import VAL_SCENES
 
@@ -27,18 +27,19 @@ Senses = namedtuple("Senses", "images sounds")  # (N, size, size, 3) uint8, (N, 
 def make_clip(seed):
     """The Clip of an integer seed.
 
-    What is heard and not seen comes from those objects of the scene that are not shown: it is as
-    likely on this background as what is seen.
+    What is heard and not seen comes from another scene with the same background: it is plausible
+    there, too.
     """
     rng, scene = Random(f"sound {seed}"), make_scene(seed)
-    number = rng.randint(2, len(scene.objects) - 1)
-    shown, hidden = scene.objects[:number], scene.objects[number:]
+    shown = scene.objects[:rng.randint(2, len(scene.objects) - 1)]
     names = list(dict.fromkeys(o.name for o in shown))
-    others = list(dict.fromkeys(o.name for o in hidden if o.name not in names))
-    others = others or [name for name in OBJECTS if name not in names]
+    others = []
+    while len(others) < 2:
+        other = make_scene(rng.random())
+        if other.theme == scene.theme:
+            others = list(dict.fromkeys(o.name for o in other.objects if o.name not in names))
     seen, unseen = rng.choice(((1, 0), (2, 0), (0, 1), (0, 2), (1, 1), (1, 1), (1, 2), (2, 1)))
-    heard = rng.sample(names, min(seen, len(names)))
-    heard += rng.sample(others, min(unseen, len(others)))
+    heard = rng.sample(names, min(seen, len(names))) + rng.sample(others, unseen)
     return Clip(seed, scene._replace(objects=shown), sorted(heard, key=OBJECTS.index))
 
 
@@ -62,11 +63,11 @@ def waveform(clip):
 
 
 def spectrogram(samples):
-    """-> (16, 32) float32: for each frame the logarithm of the power in 32 bands."""
+    """-> (16, 32) float32: for each frame the logarithm of the power in bands of 62.5 Hz."""
     frames = samples.reshape(FRAMES, FRAME) * np.hanning(FRAME)
     power = np.abs(np.fft.rfft(frames)) ** 2  # (16, 129)
-    edges = np.geomspace(9, FRAME // 2, BANDS, endpoint=False).astype(int)  # 140 Hz to 2 kHz
-    return (np.log(1 + np.add.reduceat(power, edges, 1)) / 4 - 1).astype(np.float32)
+    bands = power[:, 1:].reshape(FRAMES, BANDS, -1).sum(2)
+    return (np.log(1 + bands) / 4 - 1).astype(np.float32)
 
 
 def described(clip):
@@ -107,49 +108,58 @@ def make_clips(part, n, size):
     return split
 
 
-def sound(options):
+def sound_splits(options):
     """The splits to train and to validate on."""
     train = make_clips("train", options.scenes, options.image_size)
     return train, make_clips("val", VAL_SCENES, options.image_size)
 
 
-def alone(options):
+def alone_splits(options):
     """The same with rows of a picture alone, of a sound alone, and of text alone."""
-    splits = sound(options)
+    splits = sound_splits(options)
     for part, split in zip(("train", "val"), splits):
         for i in range(len(split.captions)):
-            clip = make_clip(FIRST_SEED[part] + i)
-            o, name = clip.scene.objects[0], Random(i).choice(OBJECTS)
-            there = NO_YES[name in {o.name for o in clip.scene.objects}]
-            heard = f"You hear {', '.join(clip.heard)}."
+            clip, rng = make_clip(FIRST_SEED[part] + i), Random(f"{part} {i}")
+            present = sorted({o.name for o in clip.scene.objects})
+            absent = [name for name in OBJECTS if name not in present]
+            label = rng.choice(NO_YES)
+            name = rng.choice(present if label == "yes" else absent)
+            color, heard = rng.choice(list(COLORS)), ", ".join(clip.heard)
             split.captions.append(Example(i, None, caption(clip.scene), "picture alone"))
-            split.captions.append(Example(i, None, heard, "sound alone"))
+            split.captions.append(Example(i, None, f"You hear {heard}.", "sound alone"))
             split.questions.extend([
-                Example(i, exist_question(name), there, "picture alone"),
-                Example(i, "What do you hear?", ", ".join(clip.heard), "sound alone"),
-                Example(i, f"What color is a {o.color} {o.name}?", o.color, "text alone")])
+                Example(i, exist_question(name), label, "picture alone"),
+                Example(i, "What do you hear?", heard, "sound alone"),
+                Example(i, f"What color is my {color} {name}?", color, "text alone")])
     return splits
 
 
 def guesses():
-    """Markdown: what can be right without hearing, or without seeing."""
+    """Markdown: what can be right without a look at the objects, and without hearing."""
     train, test = ([make_clip(FIRST_SEED[part] + i) for i in range(n)]
-                   for part, n in (("train", 10_000), ("test", 1000)))
-    usual = defaultdict(Counter)
+                   for part, n in (("train", 20_000), ("test", 1000)))
+    usual, found = defaultdict(Counter), defaultdict(lambda: defaultdict(list))
+
+    def clues(clip, kind):
+        background = clip.scene.theme, len(clip.heard), clip.heard[0]
+        return {"the usual answer": kind, "sound and background": (kind, *background)}
+
     for clip in train:
         for _, answer, kind in questions_about(clip):
-            usual[kind][answer] += 1
-    blind, deaf = defaultdict(list), defaultdict(list)
+            for clue in clues(clip, kind).values():
+                usual[clue][answer] += 1
     for clip in test:
         objects = clip.scene.objects
         possible = {"color": [o.color for o in objects], "where": [o.place for o in objects],
                     "silent": sorted({o.name for o in objects}), "in image": NO_YES}
         for _, answer, kind in questions_about(clip):
-            blind[kind].append(usual[kind].most_common(1)[0][0] == answer)
-            given = possible.get(kind, [])
-            deaf[kind].append(given.count(answer) / max(1, len(given)))
-    return table([{"guessing, %": name} | {kind: percents([mean(found[kind])]) for kind in found}
-                  for name, found in (("the usual answer", blind), ("what is seen", deaf))])
+            for name, clue in clues(clip, kind).items():
+                best = usual[clue or kind].most_common(1)
+                found[name][kind].append(best == [(answer, best and best[0][1])])
+            given = possible.get(kind, [""])  # any of the objects that are seen
+            found["an object that is seen"][kind].append(given.count(answer) / len(given))
+    return table([{"guessing, %": name} | {kind: percents([mean(shares[kind])]) for kind in shares}
+                  for name, shares in found.items()])
 
 
 def write_wav(clip, path):

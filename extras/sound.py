@@ -1,4 +1,4 @@
-"""A third modality, sound beside the picture: what a new modality takes. Read after `clips.py`.
+"""A third modality, sound beside the picture: what adding a modality takes. Read after `clips.py`.
 
     python -m extras.sound --search --rows causal mma --seeds 100 101   the learning rates
     python -m extras.sound --seeds 0 1 2     masks side by side, from one pre-trained model a seed
@@ -18,23 +18,24 @@ from PIL import Image, ImageDraw, ImageOps
 
 from data import FIRST_SEED, Dataset, draw
 from eval_pope import ask
-from extras.clips import BANDS, FRAMES, Senses, alone, make_clip, make_clips, sound
+from extras.clips import (BANDS, FRAMES, Senses, alone_splits, make_clip, make_clips,
+                          sound_splits)
 from extras.compare import Row, arguments, compare, tables
 from extras.figures import COLORS, GREEN, INK, PAPER, RED, font, write
 from mma import IMAGE
-from model import SPECIALS, MultimodalGPT
+from model import IMAGE_ID, SPECIALS, MultimodalGPT
 from train import Trainer, accuracy_by_kind, load
 
 SOUND = 2  # the modality
 SOUND_ID = len(SPECIALS) + 255  # stands where a sound goes: the byte 255 is in no UTF-8 text
-ALONE = {"picture alone": [IMAGE], "sound alone": [SOUND], "text alone": []}  # kind -> what it has
+ALONE = {"picture alone": [IMAGE], "sound alone": [SOUND], "text alone": []}  # by question kind
 LINES = Path("results/sound.jsonl")
 CLIPS = 1000  # that are asked about
 OPTIONS = "--batch-size 96 --pretrain-steps 800 --sft-steps 800".split()
 
 
 class SoundDataset(Dataset):
-    """Rows with a sound after the picture. The images are Senses."""
+    """Rows with at most one picture and one sound after it. The images are Senses."""
     order_of_parts = IMAGE, SOUND
 
     def __init__(self, examples, senses, *rest):
@@ -43,11 +44,12 @@ class SoundDataset(Dataset):
 
     def layout(self, example):
         prompt, answer = super().layout(example)
-        after = 1 + self.config.image_tokens
-        tokens = {IMAGE: prompt[1:after], SOUND: [SOUND_ID] * FRAMES}
+        start = prompt.index(IMAGE_ID)
+        stop = start + self.config.image_tokens
+        tokens = {IMAGE: prompt[start:stop], SOUND: [SOUND_ID] * FRAMES}
         shown = ALONE.get(example.kind, self.order_of_parts)
         parts = [token for modality in shown for token in tokens[modality]]
-        return prompt[:1] + parts + prompt[after:], answer
+        return prompt[:start] + parts + prompt[stop:], answer
 
     def batch(self, indices, device="cpu", prompts_only=False):
         """As in data.py, but images and image_index are Senses: what there is, and whose it is."""
@@ -69,7 +71,7 @@ class SoundGPT(MultimodalGPT):
 
     def embed(self, images, ids, modality, image_index=None):
         x = super().embed(images.images, ids, modality, image_index.images)
-        sound_tokens = self.sound_projector(images.sounds)[image_index.sounds]  # (B, 16, D)
+        sound_tokens = self.sound_projector(images.sounds)[image_index.sounds]  # (M, 16, D)
         x[modality == SOUND] = sound_tokens.flatten(0, 1).to(x.dtype)
         return x
 
@@ -111,10 +113,11 @@ def ask_clips(run, part, dataset_class):
     return {"kinds": accuracy_by_kind(split.questions, answers), "accuracy": mean(right)}
 
 
-def row(attention, trainer=Sound, start=Sound, splits=sound):
+def row(attention, trainer=Sound, start=Sound, splits=sound_splits):
     """A Row of compare.py."""
     options = ["--attention", attention, *OPTIONS]
-    return Row(options, splits.__name__, splits, trainer, start, ask_clips)
+    data = splits.__name__.removesuffix("_splits")
+    return Row(options, data, splits, trainer, start, ask_clips)
 
 
 ROWS = {
@@ -124,7 +127,7 @@ ROWS = {
     "prefix": row("prefix"),
     "mma": row("mma"),
     "mma, edges to text": row("mma", TextEdges),
-    "mma, some parts alone": row("mma", splits=alone),
+    "mma, some parts alone": row("mma", splits=alone_splits),
 }
 
 
@@ -157,7 +160,8 @@ def main():
     """The command line."""
     parser = arguments(__doc__.split("\n")[0], ROWS)
     parser.add_argument("--search", action="store_true", help="search the rate of each row")
-    parser.add_argument("--picture", nargs="+", metavar="RUN", help="draw clips with their answers")
+    parser.add_argument("--picture", nargs=2, metavar=("CAUSAL", "MMA"),
+                        help="draw clips with the answers of two runs")
     options = parser.parse_args()
     if options.picture:
         runs = [load(path, model_class=SoundGPT) for path in options.picture]

@@ -159,7 +159,7 @@ def test_an_interrupted_run_ends_as_a_whole_one(trainer, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "LOG_EVERY", 1)
     monkeypatch.setattr(clips, "VAL_SCENES", 4)
     options = [*TINY, "--save-every", "0"]
-    splits = clips.alone(train.parse(options))
+    splits = clips.alone_splits(train.parse(options))
     whole = train.start(train.parse([*options, "--name", "whole"]), splits, trainer)
     whole.train()
     stopped = train.start(train.parse([*options, "--name", "stopped"]), splits, trainer)
