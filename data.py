@@ -38,10 +38,8 @@ THEMES = {  # as in photographs, these mostly stay in their theme; from frequent
     "home": ("cup", "clock", "lamp"),
 }
 OBJECTS = COMMON + sum(THEMES.values(), ())
-COLORS = {
-    "red": "#de282c", "orange": "#fa8a14", "yellow": "#fce028",
-    "green": "#249c3e", "blue": "#2c58de", "purple": "#9638be",
-}
+COLORS = {"red": "#de282c", "orange": "#fa8a14", "yellow": "#fce028",
+          "green": "#249c3e", "blue": "#2c58de", "purple": "#9638be"}
 INK = "#26222e"  # of outlines
 PLACES = ("top-left", "top", "top-right", "left", "center", "right",
           "bottom-left", "bottom", "bottom-right")
@@ -328,11 +326,12 @@ def make_split(folder, part, entries, size, known, seed):
             split.questions.append(Example(i, exist_question(yes), "yes", "exist"))
             split.questions.append(Example(i, exist_question(no), "no", "exist"))
     if not split.captions:  # up to four questions with answers are one; open ones, if any
-        open_questions = [e for e in split.questions if e.answer not in NO_YES]
-        told = defaultdict(list)
-        for e in open_questions or split.questions:
-            told[e.picture].append(f"{e.prompt} {e.answer}")
-        for i, texts in told.items():
+        about = defaultdict(list)
+        for e in split.questions:
+            about[e.picture].append(e)
+        for i, examples in about.items():
+            open_questions = [e for e in examples if e.answer not in NO_YES]
+            texts = [f"{e.prompt} {e.answer}" for e in open_questions or examples]
             for _ in range(4):
                 rng.shuffle(texts)
                 split.captions.append(Example(i, None, " ".join(texts[:4]), "caption"))

@@ -104,7 +104,7 @@ def ask_own(run, scenes, part="test", dataset_class=Dataset):
         pope = build(split.objects, name, **few)
         if not any(label == "no" for _, _, label in pope):
             continue  # nobody names objects, or all pictures show all of them
-        examples = [Example(i, exist_question(object), label, name) for i, object, label in pope]
+        examples = [Example(i, exist_question(thing), label, name) for i, thing, label in pope]
         answers = ask(run, split.images, examples, dataset_class)
         figures[name] = score(answers, [e.answer for e in examples])
     if split.questions:
@@ -150,8 +150,7 @@ def main():
     add("--scenes", type=int, default=1000, help="test scenes to draw (default: 1000)")
     add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
     options = parser.parse_args()
-    made = Path("runs").glob("*/model.pt")
-    newest = max(made, key=getmtime, default=Path("runs/model.pt"))
+    newest = max(Path("runs").glob("*/model.pt"), key=getmtime, default=Path("runs/model.pt"))
     for path in map(Path, options.runs or [newest.parent]):
         run = model, _, checkpoint = load(path, pick_device(options.device))
         out = path if path.is_dir() else path.parent
@@ -160,7 +159,8 @@ def main():
             split = Path(file).stem.split("_")[-1]
             answers = out / f"pope_{split}_answers.jsonl"
             figures[split] = ask_official(run, file, Path(options.images), answers)
-        (out / "eval.json").write_text(json.dumps(figures, indent=1) + "\n")
+        name = "pope.json" if options.pope else "eval.json"
+        (out / name).write_text(json.dumps(figures, indent=1) + "\n")
         print(f"\n{path}: {model.attention}, {checkpoint['stage']} step {checkpoint['step']}")
         for name, shares in figures.items():
             if name == "accuracy":  # of all questions

@@ -20,7 +20,7 @@ def may_attend(q_pos, k_pos, q_modality, k_modality, q_turn, k_turn, q_generated
 
     The one place where the rule is written: FlexAttention calls it on single positions,
     `attention_mask` on a whole (B, 1, T, T) grid. Every kind of attention is causal (k is not later
-    than q) and opens some pairs within one turn besides:
+    than q) and opens some later k besides, if no token up to it is generated (it is in q's turn):
 
     causal: nothing.
     image:  the tokens of one non-text modality see one another.
@@ -50,7 +50,7 @@ def mask_mod(modality, generated, attention="mma"):
     For FlexAttention's `create_block_mask(mask_mod(...), B, None, T, T)`. Arguments: see below.
     """
     check(modality, generated)
-    # Each generated token begins a turn, and a rule opens nothing beyond its turn: no token sees a
+    # Each generated token begins a turn, and no rule opens anything beyond a turn: no token sees a
     # generated token that comes after it, through any number of layers.
     # In a conversation (picture, question 1, answer 1, question 2, answer 2) the image sees only
     # question 1. To show it question 2, make that an example with the turns before it as prompt.

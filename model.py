@@ -149,7 +149,7 @@ class ViT(nn.Module):
         C = D // 4  # between the two convolutions
         # As in "Early Convolutions Help Transformers See Better" (2106.14881).
         self.patch = nn.Sequential(Windows(64 * 3, C), nn.ReLU(), Windows(64 * C, D))
-        self.position = nn.Parameter(torch.zeros(config.image_tokens, D))
+        self.position = nn.Parameter(torch.empty(config.image_tokens, D))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.vit_layers))
         self.norm = nn.LayerNorm(D, bias=False)
 
@@ -307,11 +307,10 @@ def save(path, content):
 def answer(model, dataset, batch_size=256):
     """Let a model answer all prompts of a `data.Dataset`, greedily -> list of texts."""
     device = model.token.weight.device
-    lengths = [len(wanted) for _, wanted in dataset.rows]
-    longest = max([8, *lengths])  # tokens
+    longest = max([8, *(len(wanted) for _, wanted in dataset.rows)])  # tokens
     texts = []
-    for start in range(0, len(lengths), batch_size):
-        rows = range(start, len(lengths))[:batch_size]
+    for start in range(0, len(dataset.rows), batch_size):
+        rows = range(start, len(dataset.rows))[:batch_size]
         batch = dataset.batch(rows, device, prompts_only=True)
         room = model.config.context - batch["ids"].shape[1]
         with autocast(device):

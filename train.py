@@ -33,7 +33,7 @@ from model import (PATCH, Config, MultimodalGPT, Tokenizer, answer, autocast, ma
 LOG_EVERY = 25  # steps between two losses in the log; the run is saved only there
 EVAL_EVERY = 100  # steps between two validations
 VAL_SCENES = 128
-VAL_QUESTIONS = 1000  # of a validation, at most
+VAL_TEXTS = 1500  # of a validation, at most
 RANK = int(os.environ.get("RANK", 0))  # of torchrun: which process this is, and of how many
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
 WARMUP = 20  # steps in which the learning rate rises
@@ -104,10 +104,11 @@ def load(path, device="cpu", model_class=MultimodalGPT):
         config = checkpoint["config"] | {"vocab_size": len(tokenizer.pieces)}
         with torch.device("meta"):  # takes no memory: the weights come from the file
             model = model_class(Config(**config))
-        model.attention = KINDS[KINDS.index(checkpoint["options"]["attention"])]
+        if checkpoint["stage"] == "sft":
+            model.attention = checkpoint["options"]["attention"]
         model.load_state_dict(checkpoint["weights"], assign=True)
     except Exception as error:  # damaged files raise nearly every kind there is
-        raise SystemExit(f"{path}: damaged, or no checkpoint of this program ({error!r:.200})")
+        raise SystemExit(f"{path}: damaged, or no checkpoint of this model ({error!r:.200})")
     return model.to(device).eval(), tokenizer, checkpoint
 
 
@@ -158,7 +159,8 @@ class Trainer:
             self.model.attention = options.attention
         shared = self.tokenizer, self.model.config, options.order
         self.data = self.dataset_class(examples, train.images, *shared)
-        self.val = self.dataset_class(held_out[:VAL_QUESTIONS], val.images, *shared)
+        held_out = held_out[::1 + len(held_out) // VAL_TEXTS]
+        self.val = self.dataset_class(held_out, val.images, *shared)
         # Short answers are a noisy signal that would undo what captions taught the ViT.
         self.model.vit.requires_grad_(stage == "pretrain" or options.train_vit)
         self.parallel = DistributedDataParallel(self.model) if WORLD > 1 else self.model

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 import data
 from data import COLORS, PLACES, Dataset, Example, read_folder
@@ -139,7 +139,7 @@ def test_each_object_stands_in_a_cell_of_its_own_and_its_color_dominates_it():
             for side, cell in zip(box(o), (row, column)):
                 assert 21 * cell < side.start and side.stop <= 21 * cell + 22
             pixels = picture[box(o)][changed[box(o)]]
-            distance = np.linalg.norm(pixels[:, None] - np.array(list(COLORS.values())), axis=2)
+            distance = np.linalg.norm(pixels[:, None] - np.array([ImageColor.getrgb(color) for color in COLORS.values()]), axis=2)
             named = Counter(distance.argmin(1)[distance.min(1) < 50].tolist()).most_common(1)[0]
             assert list(COLORS)[named[0]] == o.color and named[1] > 0.2 * len(pixels)
             changed[box(o)] = False

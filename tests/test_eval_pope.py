@@ -146,8 +146,8 @@ def evaluate(monkeypatch, capsys):
     return run
 
 
-def figures(folder):
-    return json.loads((folder / "eval.json").read_text())
+def figures(folder, file="eval.json"):
+    return json.loads((folder / file).read_text())
 
 
 def write_lines(path, lines):
@@ -208,7 +208,7 @@ def test_runs_are_asked_in_turn_and_say_how_far_they_are(runs, evaluate):
     assert not (first / "eval.json").exists()
     printed = evaluate(second, first, second / "pretrained.pt", "--scenes", 5)
     assert [line for line in printed.splitlines() if line.startswith("runs/")] == [
-        "runs/second: causal, sft step 1", "runs/first: mma, pretrain step 0",
+        "runs/second: causal, sft step 1", "runs/first: causal, pretrain step 0",
         "runs/second/pretrained.pt: causal, pretrain step 1"]
 
 
@@ -237,14 +237,14 @@ def test_official_files_are_answered_in_the_official_format(runs, evaluate, offi
     monkeypatch.setattr(eval_pope, "ask", answer_color)
     folder, (pictures, paths) = runs("run"), official
     evaluate(folder, "--pope", *paths, "--images", pictures)
-    assert list(figures(folder)) == [*SPLITS]
+    assert list(figures(folder, "pope.json")) == [*SPLITS]
     for split, path in zip(SPLITS, paths):
         asked, given = read_lines(path), read_lines(folder / f"pope_{split}_answers.jsonl")
         assert [(list(line), line["question_id"], line["question"]) for line in given] == [
             (["question_id", "question", "answer"], q["question_id"], q["text"]) for q in asked]
         assert all(int(line["answer"].removeprefix("No, ")) == 20 * int(q["image"][:-4])
                    for line, q in zip(given, asked))
-        assert figures(folder)[split] == pytest.approx(official_score(
+        assert figures(folder, "pope.json")[split] == pytest.approx(official_score(
             [line["answer"] for line in given], [q["label"] for q in asked]))
 
 

@@ -108,6 +108,7 @@ def test_every_intervention_becomes_a_line_and_a_picture(model, tmp_path, monkey
     weights = Intervened(config).state_dict()
     save(tmp_path / "model.pt", {
         "config": vars(config), "words": TOKENIZER.words, "weights": weights, "finished": True,
+        "stage": "sft",
         "options": {"attention": "mma", "order": "image-first", "seed": 3}})
     monkeypatch.setattr("sys.argv", ["intervene", str(tmp_path / "model.pt")])
     monkeypatch.setattr(intervene, "SCENES", 4)
@@ -124,7 +125,7 @@ def test_every_intervention_becomes_a_line_and_a_picture(model, tmp_path, monkey
 def test_a_run_of_another_mask_is_refused(tmp_path):
     config = Config(len(TOKENIZER.pieces), width=32, heads=2, layers=1, vit_layers=1)
     save(tmp_path / "model.pt", {
-        "config": vars(config), "words": TOKENIZER.words, "finished": True,
+        "config": vars(config), "words": TOKENIZER.words, "finished": True, "stage": "sft",
         "weights": Intervened(config).state_dict(),
         "options": {"attention": "causal", "order": "image-first", "seed": 3}})
     with pytest.raises(SystemExit, match="--order text-first is wanted"):
