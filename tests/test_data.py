@@ -130,6 +130,7 @@ def test_parts_share_no_scene_and_no_picture():
 
 
 def test_each_object_stands_in_a_cell_of_its_own_and_its_color_dominates_it():
+    colors = np.array([ImageColor.getrgb(color) for color in COLORS.values()])
     for scene in some_scenes("train", 300):
         assert 5 <= len({o.place for o in scene.objects}) == len(scene.objects) <= 9
         picture = data.draw(scene).astype(float)
@@ -139,7 +140,7 @@ def test_each_object_stands_in_a_cell_of_its_own_and_its_color_dominates_it():
             for side, cell in zip(box(o), (row, column)):
                 assert 21 * cell < side.start and side.stop <= 21 * cell + 22
             pixels = picture[box(o)][changed[box(o)]]
-            distance = np.linalg.norm(pixels[:, None] - np.array([ImageColor.getrgb(color) for color in COLORS.values()]), axis=2)
+            distance = np.linalg.norm(pixels[:, None] - colors, axis=2)
             named = Counter(distance.argmin(1)[distance.min(1) < 50].tolist()).most_common(1)[0]
             assert list(COLORS)[named[0]] == o.color and named[1] > 0.2 * len(pixels)
             changed[box(o)] = False
@@ -255,9 +256,11 @@ def test_without_captions_open_questions_and_their_answers_are_captions(tmp_path
         for i, n in enumerate(shown(split)):
             told = {c.answer for c in split.captions if c.picture == i and c.prompt is None}
             assert told and told <= {f"{n} 0? red {n} 2? two", f"{n} 2? two {n} 0? red"}
-    lines = [line for line in lines if line["answer"] in ("yes", "no")]  # nothing better
+    lines = [line for line in lines[4:] if line["answer"] in ("yes", "no")] + lines[:4]
     for split in read_folder(make_folder(tmp_path, lines), 8):
         for i, n in enumerate(shown(split)):
+            if n == 0:  # the only picture with open questions
+                continue
             told = {c.answer for c in split.captions if c.picture == i}
             assert told and told <= {f"{n} 1? yes {n} 3? no", f"{n} 3? no {n} 1? yes"}
 

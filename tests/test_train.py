@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import train
+from data import make_world
 from driving import OFTEN, TINY, Run, float32
 
 
@@ -388,3 +389,14 @@ def test_fine_tuning_takes_the_size_of_pictures_from_the_pretrained_model(tiny):
     trained(tiny("--name", "first", *small, "--image-size", 128))
     second = trained(tiny("--name", "second", *small, "--pretrained", "runs/first/pretrained.pt"))
     assert second.data.images.shape[1] == 128
+
+
+def test_a_validation_is_of_limited_size_and_has_all_kinds_of_questions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "VAL_TEXTS", 20)
+    splits = [make_world("train", 8), make_world("val", 2)]
+    by_kind = sorted(splits[1].questions, key=lambda example: example.kind)
+    splits[1] = splits[1]._replace(questions=by_kind * 2)
+    trainer = train.start(train.parse([*TINY, "--pretrain-steps", "0"]), splits)
+    asked = [example.kind for example in trainer.val.examples]
+    assert len(asked) <= 20 and set(asked) == {example.kind for example in by_kind}
