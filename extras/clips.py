@@ -9,6 +9,7 @@ some of objects in the picture and some of others. `sound.py` trains on clips.
 import argparse
 import wave
 from collections import Counter, defaultdict, namedtuple
+from functools import cache
 from random import Random
 from statistics import mean
 
@@ -96,6 +97,7 @@ def questions_about(clip):
         yield "Which thing in the image is silent?", silent[0], "silent"
 
 
+@cache
 def make_clips(part, n, size):
     """The first n clips of "train", "val" or "test" -> Split; its images are Senses."""
     clips = [make_clip(FIRST_SEED[part] + i) for i in range(n)]
@@ -116,8 +118,10 @@ def sound_splits(options):
 
 def alone_splits(options):
     """The same with rows of a picture alone, of a sound alone, and of text alone."""
-    splits = sound_splits(options)
-    for part, split in zip(("train", "val"), splits):
+    splits = []
+    for part, split in zip(("train", "val"), sound_splits(options)):
+        split = split._replace(captions=[*split.captions], questions=[*split.questions])
+        splits.append(split)
         for i in range(len(split.captions)):
             clip, rng = make_clip(FIRST_SEED[part] + i), Random(f"{part} {i}")
             present = sorted({o.name for o in clip.scene.objects})
