@@ -221,15 +221,18 @@ def at_rate(row, rate):
     return row._replace(options=[*row.options, "--sft-lr", str(rate)])
 
 
-def best_rate(name, lines, data="world"):
+def best_rate(name, lines, data="world", like=None):
     """The learning rate that was best for a row in the search, by the mean accuracy on POPE, or on
-    all questions where there is no POPE."""
+    all questions where there is no POPE. A row that was not searched takes that of the row `like`.
+    """
     found = defaultdict(list)
     for run in lines:
         if (run["row"], run["split"], run["data"]) == (name, "search", data):
             pope = [run[split] for split in SPLITS if split in run]
             found[run["learning_rate"]].append(mean(pope or [run["accuracy"]]))
-    return max(found, key=lambda rate: mean(found[rate]), default=train.parse([]).sft_lr)
+    if not found:
+        return best_rate(like, lines, data) if like else train.parse([]).sft_lr
+    return max(found, key=lambda rate: mean(found[rate]))
 
 
 def search(name, row, seeds, extra, path):
@@ -358,14 +361,14 @@ def arguments(description, rows):
     return parser
 
 
-def compare(options, rows, path):
+def compare(options, rows, path, like=None):
     """Do what the command line asks -> the lines of all runs in the file `path`."""
     if options.search:
         for name in options.rows:
             search(name, rows[name], options.seeds, options.train, path)
     elif not options.table:
         lines = [run for _, run in read_lines(path)] if path.exists() else []
-        rates = {name: best_rate(name, lines, rows[name].data) for name in options.rows}
+        rates = {name: best_rate(name, lines, rows[name].data, like) for name in options.rows}
         chosen = [(name, at_rate(rows[name], rates[name])) for name in options.rows]
         queue(chosen, options.seeds, options.train, path)
     return [run for _, run in read_lines(path)]

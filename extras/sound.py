@@ -167,7 +167,7 @@ def main():
         runs = [load(path, model_class=SoundGPT) for path in options.picture]
         write(draw_clips({run[0].attention: run for run in runs}), "results/sound.png")
     else:
-        print(tables(compare(options, ROWS, LINES), ROWS))
+        print(tables(compare(options, ROWS, LINES, like="causal"), ROWS))
 
 
 if __name__ == "__main__":
