@@ -51,7 +51,7 @@ LINES = Path("results/ablations.jsonl")
 
 def main():
     """The command line."""
-    options = arguments(__doc__.split("\n")[0], ABLATIONS).parse_args()
+    options = arguments(__doc__.split("\n")[0], ABLATIONS, can_search=False).parse_args()
     if not options.table:
         rows = [(name, ABLATIONS[name]) for name in options.rows]
         queue(rows, options.seeds, options.train, LINES, "search")

@@ -221,26 +221,30 @@ def at_rate(row, rate):
     return row._replace(options=[*row.options, "--sft-lr", str(rate)])
 
 
-def best_rate(name, lines, data="world", like=None):
+def best_rate(name, lines, data="world", steps=None, like=None):
     """The learning rate that was best for a row in the search, by the mean accuracy on POPE, or on
-    all questions where there is no POPE. A row that was not searched takes that of the row `like`.
+    all questions where there is no POPE.
+
+    steps: if a search had so many, it alone counts. like: a row whose rate is taken if this one was
+    never searched.
     """
+    tried = [run for run in lines
+             if (run["row"], run["split"], run["data"]) == (name, "search", data)]
     found = defaultdict(list)
-    for run in lines:
-        if (run["row"], run["split"], run["data"]) == (name, "search", data):
-            pope = [run[split] for split in SPLITS if split in run]
-            found[run["learning_rate"]].append(mean(pope or [run["accuracy"]]))
+    for run in [run for run in tried if run["steps"] == steps] or tried:
+        pope = [run[split] for split in SPLITS if split in run]
+        found[run["learning_rate"]].append(mean(pope or [run["accuracy"]]))
     if not found:
-        return best_rate(like, lines, data) if like else train.parse([]).sft_lr
+        return best_rate(like, lines, data, steps) if like else train.parse([]).sft_lr
     return max(found, key=lambda rate: mean(found[rate]))
 
 
-def search(name, row, seeds, extra, path):
+def search(name, row, seeds, extra, path, rates):
     """Try learning rates for a row, going on while the last one at either end is the best."""
-    rates = list(RATES)
+    rates, steps = list(rates), train.parse([*row.options, *extra]).sft_steps
     while True:
         queue([(name, at_rate(row, rate)) for rate in rates], seeds, extra, path, "search")
-        best = best_rate(name, [run for _, run in read_lines(path)], row.data)
+        best = best_rate(name, [run for _, run in read_lines(path)], row.data, steps)
         if best == rates[-1]:
             rates.append(round(best + 0.01, 3))
         elif best == rates[0]:
@@ -351,34 +355,39 @@ def kinds_row(name, rate, runs):
             "seconds": " ".join(seconds)}
 
 
-def arguments(description, rows):
+def arguments(description, rows, can_search=True):
     """A parser of the command line for some rows."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rows", nargs="+", choices=rows, default=rows, help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     parser.add_argument("--table", action="store_true", help="print the tables, train nothing")
+    if can_search:
+        parser.add_argument("--search", nargs="*", type=float, metavar="RATE",
+                            help="search the rate of each row, from these (default: 0.01 to 0.04)")
     parser.add_argument("train", nargs="*", help="after --: options of train.py")
     return parser
 
 
 def compare(options, rows, path, like=None):
     """Do what the command line asks -> the lines of all runs in the file `path`."""
-    if options.search:
+    if options.search is not None:
         for name in options.rows:
-            search(name, rows[name], options.seeds, options.train, path)
+            rates = options.search or RATES
+            search(name, rows[name], options.seeds, options.train, path, rates)
     elif not options.table:
         lines = [run for _, run in read_lines(path)] if path.exists() else []
-        rates = {name: best_rate(name, lines, rows[name].data, like) for name in options.rows}
-        chosen = [(name, at_rate(rows[name], rates[name])) for name in options.rows]
+        chosen = []
+        for name in options.rows:
+            steps = train.parse([*rows[name].options, *options.train]).sft_steps
+            rate = best_rate(name, lines, rows[name].data, steps, like)
+            chosen.append((name, at_rate(rows[name], rate)))
         queue(chosen, options.seeds, options.train, path)
     return [run for _, run in read_lines(path)]
 
 
 def main():
     """The command line."""
-    parser = arguments(__doc__.split("\n")[0], ROWS)
-    parser.add_argument("--search", action="store_true", help="search the rate of each row")
-    lines = compare(parser.parse_args(), ROWS, RUNS)
+    lines = compare(arguments(__doc__.split("\n")[0], ROWS).parse_args(), ROWS, RUNS)
     print(tables(lines, ROWS))
     if default_runs(lines):
         print(f"\n{paired_table(lines)}\n\n{short_table(lines)}")

@@ -159,7 +159,6 @@ def draw_clips(runs):
 def main():
     """The command line."""
     parser = arguments(__doc__.split("\n")[0], ROWS)
-    parser.add_argument("--search", action="store_true", help="search the rate of each row")
     parser.add_argument("--picture", nargs=2, metavar=("CAUSAL", "MMA"),
                         help="draw clips with the answers of two runs")
     options = parser.parse_args()

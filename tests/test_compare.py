@@ -116,6 +116,7 @@ def test_the_search_goes_on_while_the_best_rate_is_at_an_end(best, tried, run, m
             rate = train.parse(row.options).sft_lr
             accuracy = 1 - abs(rate - best)
             found[rate] = {"row": name, "split": split, "data": "world", "learning_rate": rate,
+                           "steps": 700,
                            **dict.fromkeys(compare.SPLITS, accuracy)}
         path.write_text("".join(json.dumps(line) + "\n" for line in found.values()))
 
@@ -123,6 +124,10 @@ def test_the_search_goes_on_while_the_best_rate_is_at_an_end(best, tried, run, m
     run(compare, "--search", "--rows", "mma", "--seeds", "100", table=False)
     assert set(found) == tried and compare.best_rate("mma", found.values()) == best
     assert compare.best_rate("causal", found.values()) == train.parse([]).sft_lr  # not searched
+    assert compare.best_rate("causal", found.values(), like="mma") == best
+    longer = [{**line, "steps": 900} for rate, line in found.items() if rate != best]
+    assert compare.best_rate("mma", [*found.values(), *longer], steps=900) != best
+    assert compare.best_rate("mma", [*found.values(), *longer], steps=700) == best
 
 
 def test_false_yes_are_counted_by_how_plausible_the_object_is(monkeypatch):
