@@ -284,31 +284,29 @@ def tables(lines, order):
     return "\n\n".join(parts)
 
 
-def default_runs(lines, steps=None):
-    """Runs with default options on test scenes, each row at its best rate, by seed."""
+def default_runs(lines, steps=None, any_rate=False):
+    """Runs with default options on test scenes, by seed. any_rate: not only at the row's best."""
     default = {"mix": MIX, "data": "world", "split": "test", "options": {},
                "steps": steps or train.parse([]).sft_steps}
-    lines = list(lines)
+    best = {name: best_rate(name, lines) for name in {run["row"] for run in lines}}
     runs = [run for run in lines if default.items() <= run.items()
-            and run["learning_rate"] == best_rate(run["row"], lines)]
+            and (any_rate or run["learning_rate"] == best[run["row"]])]
     return sorted(runs, key=lambda run: run["seed"])
 
 
 def short_table(lines):
-    """The table of the README: causal and mma on test scenes, with all and half of the steps."""
+    """The table of the README, on test scenes; each row at its best rate."""
     whole, rows = train.parse([]).sft_steps, []
+    rows += product(("adversarial",), (whole // 2, whole), ("causal", "mma"))
+    rows += product(("exist_color",), (whole,), ("causal", "scrambled", "mma"))
     seeds = sorted({run["seed"] for run in default_runs(lines)})
-    for figure, steps in (("adversarial", whole), ("adversarial", whole // 2),
-                          ("exist_color", whole)):
-        runs = {(run["row"], run["seed"]): run for run in default_runs(lines, steps)}
-        for name in ("causal", "mma"):
-            row = {"accuracy, %": figure, "steps": str(steps), "mask": name}
-            for seed in seeds:
-                run = runs.get((name, seed), {})
-                share = run.get(figure) or run.get("kinds", {}).get(figure)
-                row[f"seed {seed}"] = percents([share]) if share else ""
-            rows.append(row)
-    return table(rows)
+    cells = []
+    for figure, steps, name in rows:
+        runs = {run["seed"]: run for run in default_runs(lines, steps) if run["row"] == name}
+        cells.append({"accuracy, %": figure, "steps": str(steps), "mask": name} | {
+            f"seed {seed}": percents([share(runs[seed], figure)]) if seed in runs else ""
+            for seed in seeds})
+    return table(cells)
 
 
 def sign_flip_test(differences):
@@ -319,21 +317,28 @@ def sign_flip_test(differences):
 
 
 def paired_table(lines):
-    """Markdown: mma minus causal in points, by seed; for each budget of default options."""
+    """Markdown: mma at its best rate minus each other row and rate, in points, by seed."""
     rows = []
     for steps in sorted({run["steps"] for run in lines}):
-        runs = {(run["row"], run["seed"]): run for run in default_runs(lines, steps)}
-        seeds = [seed for row, seed in runs if row == "mma" and ("causal", seed) in runs]
-        for figure in (*SPLITS, "exist_color", "where_color") if seeds else ():
-            causal, mma = ([run[figure] if figure in SPLITS else run["kinds"][figure]
-                            for run in (runs[row, seed] for seed in seeds)]
-                           for row in ("causal", "mma"))
-            points = [round(100 * (b - a), 6) for a, b in zip(causal, mma)]
-            rows.append({"steps": str(steps), "mma - causal": figure,
-                         "by seed": " ".join(f"{d:+.1f}" for d in points),
-                         "median": f"{median(points):+.1f}", "n": str(len(points)),
-                         "p": f"{sign_flip_test(points):.3f}"})
+        mma = {run["seed"]: run for run in default_runs(lines, steps) if run["row"] == "mma"}
+        others = defaultdict(dict)  # (row, rate) -> seed -> run
+        for run in default_runs(lines, steps, any_rate=True):
+            if run["row"] != "mma" and run["seed"] in mma:
+                others[run["row"], run["learning_rate"]][run["seed"]] = run
+        for (name, rate), other in others.items():
+            for figure in (*SPLITS, "exist_color", "where_color") if len(other) > 1 else ():
+                points = [round(100 * (share(mma[seed], figure) - share(run, figure)), 6)
+                          for seed, run in other.items()]
+                rows.append({"steps": str(steps), "mma minus": f"{name} at {rate}",
+                             "figure": figure, "by seed": " ".join(f"{d:+.1f}" for d in points),
+                             "median": f"{median(points):+.1f}", "n": str(len(points)),
+                             "p": f"{sign_flip_test(points):.3f}"})
     return table(rows) if rows else ""
+
+
+def share(run, figure):
+    """The accuracy of a run on a split of POPE or on a kind of question."""
+    return run[figure] if figure in SPLITS else run["kinds"][figure]
 
 
 def pope_row(name, rate, runs):

@@ -6,7 +6,8 @@
 scenes with the answers known, gives each image token a score for how much of the fish is in its
 patch. Found: how often, on validation scenes, the token with the highest score is one that shows
 some of the fish. A model that reads the picture without the question can't do better than the
-chance that is printed beside it, or than guessing where such things lie. Layer 0 is the input.
+chance that is printed above, or than guessing where such things lie. Layer 0 is the input.
+exist_color is the accuracy of "Is there a red fish in the image?" in the run's last validation.
 """
 import argparse
 from pathlib import Path
@@ -85,9 +86,12 @@ def main():
     train, test = asked("train", 3000), asked("val", 500)
     rows = []
     for path in options.runs:
-        shares = probe(load(path), train, test)
-        rows.append({"run": Path(path).name} | {
-            f"layer {layer}": percents([share]) for layer, share in enumerate(shares)})
+        run = load(path)
+        row = {"run": Path(path).name}
+        for layer, share in enumerate(probe(run, train, test)):
+            row[f"layer {layer}"] = percents([share])
+        row["exist_color"] = percents([run[2]["log"][-1]["accuracy"]["exist_color"]])
+        rows.append(row)
     print(f"chance: {percents([(test[2] > 0).mean()])} %\n\n{table(rows)}")
 
 

@@ -193,6 +193,9 @@ def test_pairs_are_of_one_seed_and_one_number_of_steps():
              for row, seed, random in (("mma", 1, 0.9), ("causal", 0, 0.5), ("causal", 1, 0.7),
                                        ("mma", 0, 0.4), ("mma", 2, 0.1))]
     lines.append({**lines[1], "steps": 8})  # without a partner
-    lines.append({**lines[1], "learning_rate": 0.03, "random": 0.8})  # not at the best rate
-    row = compare.paired_table(lines).split("\n")[2]
-    assert re.split(r" *\| ?", row)[1:-1] == ["9", "random", "-10.0 +20.0", "+5.0", "2", "1.000"]
+    lines += [{**line, "learning_rate": 0.03, "random": 0.8} for line in lines[1:3]]
+    lines.append({**lines[0], "learning_rate": 0.03, "random": 0.99})  # not the best of its row
+    rows = [re.split(r" *\| ?", row)[1:-1] for row in compare.paired_table(lines).split("\n")]
+    assert rows[2] == ["9", "causal at 0.02", "random", "-10.0 +20.0", "+5.0", "2", "1.000"]
+    assert rows[7] == ["9", "causal at 0.03", "random", "-40.0 +10.0", "-15.0", "2", "1.000"]
+    assert len(rows) == 2 + 2 * 5
