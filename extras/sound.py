@@ -6,7 +6,17 @@
     python -m extras.sound --picture RUN RUN     clips with the answers of two runs
 
 A sound becomes 16 tokens, one for each frame of its spectrogram, through a linear projector of its
-own. A finished run adds a line to results/sound.jsonl.
+own. A finished run adds a line to results/sound.jsonl. A modality of your own takes five steps:
+
+1. An id for `modality` (2, 3, ...), and as the placeholder a token id that is in no text.
+2. `Split.images` holds the pictures and your data. Take yours out in `Dataset.__init__`, and put the
+   placeholders into the row in `Dataset.layout`.
+3. `Dataset.batch`: set the modality of the placeholders, and add your data to `images`, which
+   `embed` gets as it is.
+4. `MultimodalGPT.embed`: project your data, and put the tokens where the modality is yours.
+5. A `Trainer` that names both classes, and splits whose captions and questions speak of both:
+   `train.start(train.parse([...]), splits, YourTrainer).train()`. `train.load` and `train.resume`
+   take the classes, too.
 """
 from pathlib import Path
 from statistics import mean
