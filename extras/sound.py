@@ -1,9 +1,9 @@
 """A third modality, sound beside the picture: what adding a modality takes. Read after `clips.py`.
 
-    python -m extras.sound --search --rows causal mma --seeds 100 101   the learning rates
-    python -m extras.sound --seeds 0 1 2     masks side by side, from one pre-trained model a seed
-    python -m extras.sound --table           the table of all finished runs
-    python -m extras.sound --picture RUN RUN     clips with the answers of two runs
+    python -m extras.sound --search --rows causal mma --seeds 100   the learning rates
+    python -m extras.sound --seeds 0 1 2           masks side by side, from one start a seed
+    python -m extras.sound --table                 the tables of all finished runs
+    python -m extras.sound --picture CAUSAL MMA    clips with the answers of two runs
 
 A sound becomes 16 tokens, one for each frame of its spectrogram, through a linear projector of its
 own. A finished run adds a line to results/sound.jsonl. A modality of your own takes five steps:
@@ -41,7 +41,7 @@ SOUND_ID = len(SPECIALS) + 255  # stands where a sound goes: the byte 255 is in 
 ALONE = {"picture alone": [IMAGE], "sound alone": [SOUND], "text alone": []}  # by question kind
 LINES = Path("results/sound.jsonl")
 CLIPS = 1000  # that are asked about
-OPTIONS = "--batch-size 96 --pretrain-steps 800 --sft-steps 800".split()
+OPTIONS = "--batch-size 96 --pretrain-steps 800 --sft-steps 1600".split()
 
 
 class SoundDataset(Dataset):
