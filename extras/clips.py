@@ -138,30 +138,36 @@ def alone_splits(options):
     return splits
 
 
+def clues(clip, kind):
+    """What a guess can go by, without a look at the objects: name -> value."""
+    background = clip.scene.theme, len(clip.heard), clip.heard[0]
+    return {"the usual answer": kind, "sound and background": (kind, *background)}
+
+
+def seen_answers(clip, kind):
+    """The answers that any of the objects in the picture would give, without hearing."""
+    objects = clip.scene.objects
+    answers = {"color": [o.color for o in objects], "where": [o.place for o in objects],
+               "silent": sorted({o.name for o in objects}), "in image": NO_YES}
+    return answers.get(kind, [""])
+
+
 def guesses():
     """Markdown: what can be right without a look at the objects, and without hearing."""
     train, test = ([make_clip(FIRST_SEED[part] + i) for i in range(n)]
                    for part, n in (("train", 20_000), ("test", 1000)))
     usual, found = defaultdict(Counter), defaultdict(lambda: defaultdict(list))
-
-    def clues(clip, kind):
-        background = clip.scene.theme, len(clip.heard), clip.heard[0]
-        return {"the usual answer": kind, "sound and background": (kind, *background)}
-
     for clip in train:
         for _, answer, kind in questions_about(clip):
             for clue in clues(clip, kind).values():
                 usual[clue][answer] += 1
     for clip in test:
-        objects = clip.scene.objects
-        possible = {"color": [o.color for o in objects], "where": [o.place for o in objects],
-                    "silent": sorted({o.name for o in objects}), "in image": NO_YES}
         for _, answer, kind in questions_about(clip):
             for name, clue in clues(clip, kind).items():
-                best = usual[clue or kind].most_common(1)
-                found[name][kind].append(best == [(answer, best and best[0][1])])
-            given = possible.get(kind, [""])  # any of the objects that are seen
-            found["an object that is seen"][kind].append(given.count(answer) / len(given))
+                guess = max(usual[clue], key=usual[clue].get, default=None)
+                found[name][kind].append(guess == answer)
+            answers = seen_answers(clip, kind)
+            found["an object that is seen"][kind].append(answers.count(answer) / len(answers))
     return table([{"guessing, %": name} | {kind: percents([mean(shares[kind])]) for kind in shares}
                   for name, shares in found.items()])
 
