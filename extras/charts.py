@@ -91,9 +91,10 @@ def rates(pen, lines):
     x_ticks = {tried[0] - step / 2: "", **{rate: f"{rate:g}" for rate in tried},
                tried[-1] + step / 2: ""}
     low = 10 * int(10 * min(run[split] for run in runs for split in SPLITS))
-    accuracy = Panel(pen, "left", "POPE, mean of the three splits, %", "learning rate", x_ticks,
+    label = "learning rate (circle: a seed, bar: median)"
+    accuracy = Panel(pen, "left", "POPE, mean of the three splits, %", label, x_ticks,
                      percent_ticks(low, 100, 10))
-    steps = Panel(pen, "right", "take-off, step", "learning rate", x_ticks,
+    steps = Panel(pen, "right", "take-off, step", label, x_ticks,
                   {0: "0", 200: "200", 400: "400", 600: "600", NEVER: "never"})
     for shift, (name, color) in zip((-30, 30), COLOR_OF.items()):
         for rate in tried:
@@ -111,7 +112,8 @@ def curves(pen, lines):
     x_ticks = {x: str(x) for x in range(0, last + 1, 100)}
     for side, kind, title in (("left", "exist", '"Is there a fish?", % right'),
                               ("right", "exist_color", '"Is there a red fish?", % right')):
-        panel = Panel(pen, side, title, "steps of fine-tuning", x_ticks, percent_ticks(40, 100, 10))
+        label = "steps of fine-tuning (thin: a seed, bold: median)"
+        panel = Panel(pen, side, title, label, x_ticks, percent_ticks(40, 100, 10))
         for name, color in COLOR_OF.items():
             found = [run["curves"][kind] for run in of_mask(runs, name)]
             panel.curves([[(step, max(40, 100 * share)) for step, share in curve]
@@ -123,9 +125,10 @@ def hallucination(pen, lines):
     runs = default_runs(lines, default_runs(lines)[0]["steps"] // 2)
     highest = max(share for run in runs for share in run["false_yes"].values())
     shares = Panel(pen, "left", 'false "yes" after half of the steps, %',
-                   "pictures of the same background with it, %", percent_ticks(0, 100, 20),
+                   "how often it is on such pictures, % (bold: median)", percent_ticks(0, 100, 20),
                    percent_ticks(0, 10 * int(10 * highest + 1), 10))
-    by_objects = Panel(pen, "right", "is it there? % right", "objects in the picture",
+    by_objects = Panel(pen, "right", "is it there? % right",
+                       "objects in the picture (after half of the steps)",
                        {n: str(n) for n in range(5, 10)}, percent_ticks(60, 100, 10))
     for name, color in COLOR_OF.items():
         found = of_mask(runs, name)

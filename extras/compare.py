@@ -310,7 +310,7 @@ def short_table(lines):
 
 
 def sign_flip_test(differences):
-    """Two-sided p, exact: how often do random signs lead as far from 0, in sum?"""
+    """Two-sided p of the mean, exact: how often do random signs lead as far from 0?"""
     flips = [abs(sum(map(mul, signs, differences)))
              for signs in product((1, -1), repeat=len(differences))]
     return mean(flip >= abs(sum(differences)) - 1e-9 for flip in flips)
@@ -331,8 +331,8 @@ def paired_table(lines):
                           for seed, run in other.items()]
                 rows.append({"steps": str(steps), "mma minus": f"{name} at {rate}",
                              "figure": figure, "by seed": " ".join(f"{d:+.1f}" for d in points),
-                             "median": f"{median(points):+.1f}", "n": str(len(points)),
-                             "p": f"{sign_flip_test(points):.3f}"})
+                             "median": f"{median(points):+.1f}", "mean": f"{mean(points):+.1f}",
+                             "n": str(len(points)), "p": f"{sign_flip_test(points):.3f}"})
     return table(rows) if rows else ""
 
 

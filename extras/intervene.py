@@ -115,12 +115,12 @@ def draw_layers(lines):
     """The picture of a swap in layer 1 and of one in all others: whose question is answered."""
     picture = Image.new("RGB", (1120, 540), PAPER)
     pen = ImageDraw.Draw(picture)
-    title = "Image tokens see question A, the text sees question B. Whose question is answered?"
+    title = "The text sees question B, image tokens A in some layers. Whose question is answered?"
     pen.text((20, 16), title, INK, font(24))
     groups = grouped(lines)
     later = max((layers for *_, layers in groups if layers.startswith("2")), key=len)
-    for left, layers, title in ((260, "1", "A in layer 1, B in the others"),
-                                (700, later, "B in layer 1, A in the others")):
+    for left, layers, title in ((260, "1", "A in layer 1 alone"),
+                                (700, later, f"A in layers {later}")):
         runs = groups["mma", "swapped", layers]
         pen.text((left, 66), title, INK, font(20))
         for y, (kind, example) in zip(range(104, 464, 60), KINDS.items()):
@@ -132,7 +132,7 @@ def draw_layers(lines):
                     if share > 0:
                         pen.rectangle((left, top, left + 400 * share, bottom), color)
     seeds = ", ".join(str(run["seed"]) for run in runs)
-    pen.text((1100, 497), f"one bar a seed: {seeds}", INK, font(20), anchor="rm")
+    pen.text((1100, 497), f"a bar each, from the top: seeds {seeds}", INK, font(20), anchor="rm")
     for x, color, text in ((260, COLORS[0], "A"), (330, COLORS[1], "B"), (400, NEITHER, "neither")):
         pen.rectangle((x, 488, x + 18, 506), color)
         pen.text((x + 28, 497), text, INK, font(20), anchor="lm")

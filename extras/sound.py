@@ -9,8 +9,8 @@ A sound becomes 16 tokens, one for each frame of its spectrogram, through a line
 own. A finished run adds a line to results/sound.jsonl. A modality of your own takes five steps:
 
 1. An id for `modality` (2, 3, ...), and as the placeholder a token id that is in no text.
-2. `Split.images` holds the pictures and your data. Take yours out in `Dataset.__init__`, and put the
-   placeholders into the row in `Dataset.layout`.
+2. `Split.images` holds the pictures and your data. Take yours out in `Dataset.__init__`, and put
+   the placeholders into the row in `Dataset.layout`.
 3. `Dataset.batch`: set the modality of the placeholders, and add your data to `images`, which
    `embed` gets as it is.
 4. `MultimodalGPT.embed`: project your data, and put the tokens where the modality is yours.
@@ -142,11 +142,12 @@ ROWS = {
 
 
 def draw_clips(runs):
-    """A picture of test clips, the first with each kind of question, and the answers of runs."""
-    split, first = make_clips("test", 100, 64), {}
+    """A picture of test clips, another one for each kind of question, and the answers of runs."""
+    split, first = make_clips("test", 100, 64), {}  # first: kind -> its first question
     for example in split.questions:
-        first.setdefault(example.kind, example)
-    del first["hear"]
+        shown = {other.picture for other in first.values()}
+        if example.kind not in ("hear", *first) and example.picture not in shown:
+            first[example.kind] = example
     answers = {name: ask(run, split.images, first.values(), SoundDataset)
                for name, run in runs.items()}
     picture = Image.new("RGB", (20 + 300 * len(first), 540), PAPER)

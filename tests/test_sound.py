@@ -214,3 +214,11 @@ def test_a_clip_can_be_listened_to(tmp_path, monkeypatch, capsys):
     assert 1 < seconds < 1.1 and abs(samples).max() > 20_000
     heard = clips.make_clip(FIRST_SEED["test"] + 3).heard
     assert f"{path}: {', '.join(heard)}" in capsys.readouterr().out
+
+
+def test_the_tables_in_the_results_are_what_the_command_prints():
+    results = Path(sound.__file__).parent.parent / "results"
+    text = (results / "README.md").read_text("utf-8")
+    lines = list(map(json.loads, open(results / "sound.jsonl")))
+    for part in compare.tables(lines, sound.ROWS).split("\n\n"):
+        assert part in text
