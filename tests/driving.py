@@ -5,6 +5,7 @@ starts a new interpreter, as a user does. Either way the exit code is that of `p
 """
 import io
 import os
+import signal
 import sys
 import time
 from multiprocessing import get_context
@@ -72,6 +73,7 @@ def in_process(folder, output, arguments, rank=None, port=None, sgd=False):
     rank, port: it is one of two, as torchrun would start them. sgd: it trains with plain SGD.
     """
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     if rank is not None:
         os.environ.update(RANK=str(rank), WORLD_SIZE="2")
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

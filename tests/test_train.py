@@ -225,7 +225,7 @@ def test_a_run_that_is_killed_a_dozen_times_ends_as_one_that_never_was(whole):
 @pytest.mark.parametrize("kills, method", [(50, "forkserver"), (12, "spawn")])
 def test_a_run_that_is_killed_many_times_ends_as_one_that_never_was(whole, kills, method):
     met = kill_and_resume(whole, f"killed-{method}", kills, method)
-    assert min(met["in a save"], met["pretrain"], met["sft"]) >= 2, met
+    assert min(met["in a save"], met["pretrain"], met["sft"]) >= 1, met
 
 
 @pytest.mark.parametrize("method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
