@@ -105,7 +105,7 @@ def load(path, device="cpu", model_class=MultimodalGPT):
         with torch.device("meta"):  # takes no memory: the weights come from the file
             model = model_class(Config(**config))
         if checkpoint["stage"] == "sft":
-            model.attention = checkpoint["options"]["attention"]
+            model.attention = KINDS[KINDS.index(checkpoint["options"]["attention"])]
         model.load_state_dict(checkpoint["weights"], assign=True)
     except Exception as error:  # damaged files raise nearly every kind there is
         raise SystemExit(f"{path}: damaged, or no checkpoint of this model ({error!r:.200})")

@@ -26,7 +26,7 @@ import torch
 import torch.nn as nn
 from PIL import Image, ImageDraw, ImageOps
 
-from data import FIRST_SEED, Dataset, draw
+from data import FIRST_SEED, SIZE, Dataset, draw
 from eval_pope import ask
 from extras.clips import (BANDS, FRAMES, Senses, alone_splits, make_clip, make_clips,
                           sound_splits)
@@ -143,7 +143,7 @@ ROWS = {
 
 def draw_clips(runs):
     """A picture of test clips, another one for each kind of question, and the answers of runs."""
-    split, first = make_clips("test", 100, 64), {}  # first: kind -> its first question
+    split, first = make_clips("test", 100, SIZE), {}  # first: kind -> its first question
     for example in split.questions:
         shown = {other.picture for other in first.values()}
         if example.kind not in ("hear", *first) and example.picture not in shown:
