@@ -104,8 +104,8 @@ def load(path, device="cpu", model_class=MultimodalGPT):
         config = checkpoint["config"] | {"vocab_size": len(tokenizer.pieces)}
         with torch.device("meta"):  # takes no memory: the weights come from the file
             model = model_class(Config(**config))
-        if checkpoint["stage"] == "sft":
-            model.attention = KINDS[KINDS.index(checkpoint["options"]["attention"])]
+        attention = KINDS[KINDS.index(checkpoint["options"]["attention"])]
+        model.attention = attention if checkpoint["stage"] == "sft" else "causal"
         model.load_state_dict(checkpoint["weights"], assign=True)
     except Exception as error:  # damaged files raise nearly every kind there is
         raise SystemExit(f"{path}: damaged, or no checkpoint of this model ({error!r:.200})")
