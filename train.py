@@ -41,8 +41,8 @@ COOLDOWN = 0.3  # last share of a stage, in which it falls to 0
 SIZES = ("width", "heads", "layers", "vit_layers", "image_size")
 PRESETS = {
     "tiny": {},  # what the options below say: for two CPU cores
-    "base": dict(width=768, heads=12, layers=12, vit_layers=6, image_size=192, batch_size=256,
-                 pretrain_steps=3000, sft_steps=3000),
+    "base": dict(width=512, heads=8, layers=8, vit_layers=6, image_size=128, batch_size=128,
+                 pretrain_steps=2000, sft_steps=1500),
 }
 
 
@@ -316,7 +316,7 @@ def main():
     """The command line."""
     options = parse()
     if WORLD > 1:
-        if torch.cuda.is_available():
+        if pick_device(options.device).type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group()
     trainer = resume(options.resume) if options.resume else start(options)

@@ -88,11 +88,21 @@ def test_a_run_with_another_option_is_not_taken_for_the_wanted_one(run, monkeypa
 
 
 def test_an_ablation_is_pre_trained_anew_only_if_its_option_changes_pre_training(run):
-    rows = ["default", "ViT trained, too", "captions: place, then thing"]
+    rows = ["mma: default", "mma: ViT trained, too", "mma: captions: place, then thing"]
     found = run(ablate, "--rows", *rows, "--", *TINY)
     names = {path.name for path in Path("runs").iterdir()}
     assert sum("pretrained" in name for name in names) == 2 and len(names) == 5
     assert compare.tables(found, rows).count("take-off") == 1  # one table
+
+
+def test_an_ablation_drops_one_of_two_questions_of_a_kind_and_no_other():
+    options = train.parse(["--scenes", "40"])
+    for before, after in zip(train.load_splits(options), ablate.one_existence(options)):
+        left, dropped = [*after.questions], []
+        for e in before.questions:
+            left.pop(0) if left and left[0] == e else dropped.append(e)
+        assert left == [] and [e.kind for e in dropped] == ["exist"] * len(before.images)
+        assert {e.picture for e in dropped} == set(range(len(before.images)))
 
 
 def test_options_that_the_rows_set_are_refused(run):
