@@ -102,13 +102,8 @@ def draw(scene, size=SIZE):
 
 
 def caption(scene):
-    """What is at a place and where a thing is in turn: "top-left red fish, blue cup center"."""
-    phrases = []
-    for i, o in enumerate(scene.objects):
-        thing = f"{o.color} {o.name}"
-        words = (thing, o.place) if i % 2 else (o.place, thing)
-        phrases.append(" ".join(words))
-    return ", ".join(phrases)
+    """What is at each place, in random order: "top-left red fish, center blue cup"."""
+    return ", ".join(f"{o.place} {o.color} {o.name}" for o in scene.objects)
 
 
 def exist_question(thing):

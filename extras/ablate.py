@@ -12,32 +12,33 @@ from pathlib import Path
 
 from data import FIRST_SEED, PLACES, make_scene, read_lines
 from extras.compare import RUNS, Row, arguments, at_rate, best_rate, queue, tables
+from extras.variants import both_ways
 from train import load_splits
 
 
-def retold(options, order):
-    """The splits with captions that name what is at each place, in an order of the objects."""
+def retold(options, tell):
+    """The splits with captions that tell of the objects of a scene in another way."""
     told = []
     for part, split in zip(("train", "val"), load_splits(options)):
         captions = []
         for i, example in enumerate(split.captions):
-            objects = order(make_scene(FIRST_SEED[part] + i).objects)
-            text = ", ".join(f"{o.place} {o.color} {o.name}" for o in objects)
-            captions.append(example._replace(answer=text))
+            objects = make_scene(FIRST_SEED[part] + i).objects
+            captions.append(example._replace(answer=", ".join(tell(objects))))
         told.append(split._replace(captions=captions))
     return told
 
 
-def place_first(options):
-    """Every phrase says what is at a place, in random order."""
-    return retold(options, order=list)
+def told_both_ways(options):
+    """What is at a place and where a thing is, in turn."""
+    return retold(options, both_ways)
 
 
 def in_order(options):
-    """The same from the top left to the bottom right."""
-    def order(objects):
-        return sorted(objects, key=lambda o: PLACES.index(o.place))
-    return retold(options, order)
+    """As usual, but from the top left to the bottom right."""
+    def tell(objects):
+        for o in sorted(objects, key=lambda o: PLACES.index(o.place)):
+            yield f"{o.place} {o.color} {o.name}"
+    return retold(options, tell)
 
 
 def once(options, kind):
@@ -70,8 +71,8 @@ CHANGES = {  # name -> what undoes one choice
     "one exist_color question": Row(splits=one_exist_color),
     "four questions a picture": Row(["--questions", "4"]),
     "ViT trained, too": Row(["--train-vit"]),
-    "captions: place, then thing": Row(splits=place_first),
-    "the same from top left to bottom right": Row(splits=in_order),
+    "captions told both ways": Row(splits=told_both_ways),
+    "captions from top left to bottom right": Row(splits=in_order),
 }
 ABLATIONS = {f"{mask}: {name}": row._replace(options=["--attention", mask, *row.options])
              for mask in ("causal", "mma") for name, row in CHANGES.items()}

@@ -88,7 +88,7 @@ def test_a_run_with_another_option_is_not_taken_for_the_wanted_one(run, monkeypa
 
 
 def test_an_ablation_is_pre_trained_anew_only_if_its_option_changes_pre_training(run):
-    rows = ["mma: default", "mma: ViT trained, too", "mma: captions: place, then thing"]
+    rows = ["mma: default", "mma: ViT trained, too", "mma: captions told both ways"]
     found = run(ablate, "--rows", *rows, "--", *TINY)
     names = {path.name for path in Path("runs").iterdir()}
     assert sum("pretrained" in name for name in names) == 2 and len(names) == 5
