@@ -2,11 +2,11 @@
 
 Read `model.py` before, `train.py` after. Shapes: B rows, T positions, N pictures.
 """
-import hashlib
 import json
 from collections import Counter, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from hashlib import sha256
 from itertools import cycle, repeat
 from os.path import getmtime, isfile
 from pathlib import Path
@@ -41,8 +41,7 @@ OBJECTS = COMMON + sum(THEMES.values(), ())
 COLORS = {"red": "#de282c", "orange": "#fa8a14", "yellow": "#fce028",
           "green": "#249c3e", "blue": "#2c58de", "purple": "#9638be"}
 INK = "#26222e"  # of outlines
-PLACES = ("top-left", "top", "top-right", "left", "center", "right",
-          "bottom-left", "bottom", "bottom-right")
+PLACES = "top-left top top-right left center right bottom-left bottom bottom-right".split()
 FIRST_SEED = {"train": 0, "val": 100_000_000, "test": 200_000_000}
 NO_YES = ("no", "yes")  # the answer by truth
 Object = namedtuple("Object", "name color place x y size")  # x, y: the center, in pixels
@@ -68,14 +67,14 @@ def make_scene(seed):
 
 
 # Four backgrounds of 256 pixels above sixteen objects of 128, ordered as THEMES and OBJECTS.
-SPRITES = Image.open(Path(__file__).parent / "art" / "sprites.png")
+SPRITES = Image.open(Path(__file__).parent / "art/sprites.png")
 
 
 @cache
 def background(theme, size):
     """The empty picture of a theme, as a Pillow image."""
     left = 256 * list(THEMES).index(theme)
-    return SPRITES.crop((left, 0, left + 256, 256)).resize((size, size), Image.BOX)
+    return SPRITES.resize((size, size), Image.BOX, (left, 0, left + 256, 256))
 
 
 @cache
@@ -102,8 +101,10 @@ def draw(scene, size=SIZE):
 
 
 def caption(scene):
-    """What is at each place, in random order: "top-left red fish, center blue cup"."""
-    return ", ".join(f"{o.place} {o.color} {o.name}" for o in scene.objects)
+    """What is at a place and where a thing is in turn: "top-left red fish, blue cup center"."""
+    phrases = [f"{o.place} {o.color} {o.name}" for o in scene.objects]
+    phrases[1::2] = [f"{o.color} {o.name} {o.place}" for o in scene.objects[1::2]]
+    return ", ".join(phrases)
 
 
 def exist_question(thing):
@@ -175,11 +176,12 @@ class Dataset:
     def __init__(self, examples, images, tokenizer, config, order="image-first"):
         self.images, self.tokenizer = images, tokenizer
         self.config, self.order = config, order
-        self.examples, self.rows = [], []  # a row: its prompt, and what is generated
+        self.examples = []
+        self.rows = []  # of each example: its prompt, and what is generated
         self.rows_of = defaultdict(list)  # picture -> indices of the rows about it
         for example in examples:
             prompt, answer = self.layout(example)
-            if len(prompt) + len(answer) <= config.context:
+            if len(prompt + answer) <= config.context:
                 self.rows_of[example.picture].append(len(self.rows))
                 self.rows.append((prompt, answer))
                 self.examples.append(example)
@@ -201,14 +203,14 @@ class Dataset:
 
     def sample(self, pictures, rows, seed):
         """Some pictures and rows about each -> indices. No state: resumed runs draw the same."""
-        rng, indices = Random(seed), []
+        rng = Random(seed)
+        indices = []
         groups = list(self.rows_of.values())
         for own in rng.sample(groups, min(pictures, len(groups))):
             indices += rng.sample(own, min(rows, len(own)))
         return indices
 
     def generated_tokens(self, indices):
-        """The number of tokens that the model must produce in some rows."""
         return sum(len(self.rows[i][1]) for i in indices)
 
     def batch(self, indices, device="cpu", prompts_only=False):
@@ -216,13 +218,12 @@ class Dataset:
         rows = [self.rows[i] for i in indices]
         if prompts_only:
             rows = [(prompt, []) for prompt, _ in rows]
-        T = max(len(prompt) + len(answer) for prompt, answer in rows)
+        T = max(len(prompt + answer) for prompt, answer in rows)
         ids = np.full((len(rows), T), PAD_ID)
         generated = np.zeros((len(rows), T), bool)
         for b, (prompt, answer) in enumerate(rows):
-            middle = T - len(answer)
-            ids[b, middle - len(prompt):] = prompt + answer
-            generated[b, middle:] = True
+            ids[b, T - len(prompt + answer):] = prompt + answer
+            generated[b, T - len(answer):] = True
         modality = np.full_like(ids, TEXT)
         modality[ids == IMAGE_ID] = IMAGE
         modality[ids == PAD_ID] = PAD
@@ -236,7 +237,6 @@ class Dataset:
 
 # Your own pictures: a folder with train.jsonl and perhaps val.jsonl. Each line is a JSON object:
 # "image" is a file's name; with it go "question" and "answer", a "caption", or a list of "objects".
-
 
 def read_lines(path):
     """A file of JSON lines -> yields (where: "FILE, line N", object as dict)."""
@@ -268,7 +268,7 @@ def read_entries(path):
         if "question" in entry or not {"caption", "objects"} & entry.keys():
             texts += ["question", "answer"]
         check_line(where, path.parent, entry, texts)
-        names = entry.get("objects", [])
+        names = entry.setdefault("objects", [])
         if not isinstance(names, list) or not all(isinstance(x, str) and x for x in names):
             raise SystemExit(f'{where}: a list "objects" of names is wanted')
         yield entry
@@ -285,13 +285,13 @@ def read_folder(folder, size, seed=0):
         val = list(read_entries(folder / "val.jsonl"))
     else:
         names = {entry["image"] for entry in train}
-        by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-        held_out = set(by_hash[:max(1, len(names) // 10)])
+        by_hash = sorted(names, key=lambda name: sha256(name.encode()).digest())
+        held_out = set(by_hash[::10])
         val = [entry for entry in train if entry["image"] in held_out]
         train = [entry for entry in train if entry["image"] not in held_out]
     known = set()
     for entry in train + val:
-        known.update(entry.get("objects", []))
+        known.update(entry["objects"])
     train = make_split(folder, "train", train, size, known, seed)
     return train, make_split(folder, "val", val, size, known, seed)
 
@@ -299,8 +299,7 @@ def read_folder(folder, size, seed=0):
 def make_split(folder, part, entries, size, known, seed):
     """Entries of a .jsonl file -> Split. known: all objects, to ask for what is not there, too."""
     names = [entry["image"] for entry in entries]
-    kept = folder / f".{part}-{size}px.pt"
-    images, index = load_pictures(folder, names, size, kept)
+    images, index = load_pictures(folder, names, size, folder / f".{part}-{size}px.pt")
     split = Split(images, [], [], [[] for _ in images])
     readable = [entry for entry in entries if entry["image"] in index]
     for entry in readable:
@@ -310,7 +309,7 @@ def make_split(folder, part, entries, size, known, seed):
         if "question" in entry:
             kind = entry.get("kind", "question")
             split.questions.append(Example(i, entry["question"], entry["answer"], kind))
-        for name in entry.get("objects", []):
+        for name in entry["objects"]:
             if name not in split.objects[i]:
                 split.objects[i].append(name)
     rng = Random(seed)
@@ -355,20 +354,24 @@ def load_pictures(folder, names, size, kept):
     if not names:
         raise SystemExit(f"{folder}: not enough pictures")
     paths = [folder / name for name in names]
-    key = names, [getmtime(path) for path in paths if isfile(path)]
+    key = [names, [getmtime(path) for path in paths if isfile(path)]]
     found = torch.load(kept, weights_only=True) if kept.exists() else {"key": None}
     if found["key"] != key:
         with ThreadPoolExecutor() as pool:
             decoding = pool.map(load_picture, paths, repeat(size))
             decoded = list(tqdm(decoding, f"decoding {folder.name}", len(paths)))
-        bad = [x for x in decoded if isinstance(x, str)]
+        pixels, index, bad = [], {}, []
+        for name, picture in zip(names, decoded):
+            if isinstance(picture, str):
+                bad.append(picture)
+            else:
+                index[name] = len(pixels)
+                pixels.append(picture)
         if len(bad) > len(names) / 100:
             raise SystemExit(f"{len(bad)} of {len(names)} pictures can't be read; first: {bad[0]}")
-        good = [i for i, x in enumerate(decoded) if not isinstance(x, str)]
-        pixels = np.stack([decoded[i] for i in good])
-        found = {"key": key, "bad": bad, "images": torch.from_numpy(pixels)}
-        found["names"] = [names[i] for i in good]
+        images = torch.from_numpy(np.stack(pixels))
+        found = {"key": key, "bad": bad, "index": index, "images": images}
         save(kept, found)
     for reason in found["bad"]:
         print(f"left out: {reason}")
-    return found["images"].numpy(), {name: i for i, name in enumerate(found["names"])}
+    return found["images"].numpy(), found["index"]

@@ -9,13 +9,12 @@ together with one in the picture (`adversarial`).
     python eval_pope.py runs/causal-* runs/mma-*   several, one after the other
     python eval_pope.py RUN --pope coco_pope_*.json --images val2014   the official files
 """
-import argparse
 import json
-import random
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter, defaultdict
-from itertools import chain
 from os.path import getmtime, isfile
 from pathlib import Path
+from random import Random
 
 from data import (NO_YES, Dataset, Example, check_line, exist_question, load_pictures, make_world,
                   read_folder, read_lines)
@@ -34,13 +33,14 @@ def build(objects, split, seed=0, pictures=500, least=3, known=()):
     Returns a list of (index of the picture, object, "yes" or "no").
     """
     enough = [i for i, names in enumerate(objects) if len(names) >= least]
-    chosen = random.Random(seed).sample(enough, min(pictures, len(enough)))
-    frequency, together = Counter(dict.fromkeys(known, 0)), defaultdict(Counter)
+    chosen = Random(seed).sample(enough, min(pictures, len(enough)))
+    frequency = Counter(dict.fromkeys(known, 0))
+    together = defaultdict(Counter)
     for i in chosen:
         frequency.update(objects[i])
         for name in objects[i]:
             together[name].update(objects[i])
-    rng = random.Random(f"{seed} {split}")
+    rng = Random(f"{seed} {split}")
     questions = []
     for i in chosen:
         used = set(objects[i])
@@ -49,10 +49,11 @@ def build(objects, split, seed=0, pictures=500, least=3, known=()):
             likely = {"random": Counter(), "popular": frequency, "adversarial": together[name]}
             ranked = [other for other, _ in likely[split].most_common()]
             ranked += rng.sample(sorted(frequency), len(frequency))
-            absent = [other for other in ranked if other not in used]
-            if absent:  # else the picture shows everything
-                questions.append((i, absent[0], "no"))
-                used.add(absent[0])
+            for other in ranked:
+                if other not in used:
+                    questions.append((i, other, "no"))
+                    used.add(other)
+                    break
     return questions
 
 
@@ -96,12 +97,14 @@ def ask_own(run, scenes, part="test", dataset_class=Dataset):
     options, size = checkpoint["options"], model.config.image_size
     if options["data"]:
         train, split = read_folder(options["data"], size, options["seed"])
-        few = {"least": 1, "known": [*chain(*train.objects)]}
+        known = [name for names in train.objects for name in names]
+        least = 1
     else:
-        split, few = make_world(part, scenes, 0, size), {}
+        split = make_world(part, scenes, 0, size)
+        known, least = [], 3
     figures = {}
     for name in SPLITS:
-        pope = build(split.objects, name, **few)
+        pope = build(split.objects, name, least=least, known=known)
         if not any(label == "no" for _, _, label in pope):
             continue  # nobody names objects, or all pictures show all of them
         examples = [Example(i, exist_question(thing), label, name) for i, thing, label in pope]
@@ -140,26 +143,26 @@ def ask_official(run, path, folder, out):
 
 
 def main():
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("runs", nargs="*", help="run folders or checkpoints (default: the newest run)")
+    add("runs", nargs="*", type=Path, help="run folders or checkpoints (default: the newest run)")
     add("--pope", metavar="FILE", nargs="+", help="ask these official POPE files")
-    add("--images", metavar="DIR", default=".", help="folder of their pictures (default: .)")
+    add("--images", type=Path, metavar="DIR", default=".", help="folder of pictures (default: .)")
     add("--scenes", type=int, default=1000, help="test scenes to draw (default: 1000)")
     add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
     options = parser.parse_args()
     newest = max(Path("runs").glob("*/model.pt"), key=getmtime, default=Path("runs/model.pt"))
-    for path in map(Path, options.runs or [newest.parent]):
+    for path in options.runs or [newest.parent]:
         run = model, _, checkpoint = load(path, pick_device(options.device))
         out = path if path.is_dir() else path.parent
-        figures = {} if options.pope else ask_own(run, options.scenes)
-        for file in options.pope or ():
-            split = Path(file).stem.split("_")[-1]
-            answers = out / f"pope_{split}_answers.jsonl"
-            figures[split] = ask_official(run, file, Path(options.images), answers)
-        name = "pope.json" if options.pope else "eval.json"
+        if options.pope:
+            name, figures = "pope.json", {}
+            for file in options.pope:
+                split = Path(file).stem.split("_")[-1]
+                answers = out / f"pope_{split}_answers.jsonl"
+                figures[split] = ask_official(run, file, options.images, answers)
+        else:
+            name, figures = "eval.json", ask_own(run, options.scenes)
         (out / name).write_text(json.dumps(figures, indent=1) + "\n")
         print(f"\n{path}: {model.attention}, {checkpoint['stage']} step {checkpoint['step']}")
         for name, shares in figures.items():

@@ -57,9 +57,8 @@ def mask_mod(modality, generated, attention="mma"):
     turn = generated.cumsum(1)
 
     def mod(b, h, q, k):
-        modalities = modality[b, q], modality[b, k]
-        turns = turn[b, q], turn[b, k]
-        return may_attend(q, k, *modalities, *turns, generated[b, q], attention)
+        return may_attend(q, k, modality[b, q], modality[b, k], turn[b, q], turn[b, k],
+                          generated[b, q], attention)
 
     return mod
 

@@ -29,7 +29,7 @@ class Tokenizer:
     PIECE = re.compile(r" ?\w+(?:-\w+)*| ?[^\w\s]|.", re.DOTALL)  # each character is in some piece
 
     def __init__(self, words):
-        self.words = list(words)
+        self.words = words
         self.pieces = [b""] * len(SPECIALS)  # id -> what it prints
         self.pieces += [bytes([i]) for i in range(256)]
         self.id_of = {}
@@ -293,7 +293,7 @@ def autocast(device):
     """bfloat16 where the hardware is faster in it: GPUs, and CPUs with AVX512-BF16."""
     fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 
@@ -307,7 +307,9 @@ def save(path, content):
 def answer(model, dataset, batch_size=256):
     """Let a model answer all prompts of a `data.Dataset`, greedily -> list of texts."""
     device = model.token.weight.device
-    longest = max([8, *(len(wanted) for _, wanted in dataset.rows)])  # tokens
+    longest = 8  # tokens
+    for _, wanted in dataset.rows:
+        longest = max(longest, len(wanted))
     texts = []
     for start in range(0, len(dataset.rows), batch_size):
         rows = range(start, len(dataset.rows))[:batch_size]

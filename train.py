@@ -6,15 +6,12 @@
 `python train.py` runs both and leaves runs/NAME/ with model.pt, pretrained.pt (the same before
 fine-tuning) and metrics.jsonl. `torchrun --nproc_per_node=N train.py` uses N processes.
 """
-import argparse
 import json
-import math
 import os
 import time
 import zipfile
-from collections import defaultdict
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from itertools import repeat
 from pathlib import Path
 from statistics import fmean
@@ -39,18 +36,29 @@ WORLD = int(os.environ.get("WORLD_SIZE", 1))
 WARMUP = 20  # steps in which the learning rate rises
 COOLDOWN = 0.3  # last share of a stage, in which it falls to 0
 SIZES = ("width", "heads", "layers", "vit_layers", "image_size")
-PRESETS = {
-    "tiny": {},  # what the options below say: for two CPU cores
-    "base": dict(width=512, heads=8, layers=8, vit_layers=6, image_size=128, batch_size=128,
-                 pretrain_steps=2000, sft_steps=1500),
+NUMBERS = {  # option: (default, meaning)
+    "--seed": (0, "of the weights, the questions and the batches"),
+    "--width": (128, "width of the ViT and of the decoder"),
+    "--heads": (4, "attention heads"),
+    "--layers": (4, "blocks of the decoder"),
+    "--vit-layers": (3, "blocks of the ViT"),
+    "--image-size": (64, "pixels a side of a picture"),
+    "--scenes": (20_000, "training scenes of the picture world"),
+    "--batch-size": (64, "pictures in a batch; sft: a quarter"),
+    "--questions": (8, "questions about each picture of a batch"),
+    "--pretrain-steps": (900, "steps of the first stage"),
+    "--sft-steps": (700, "steps of the second stage"),
+    "--pretrain-lr": (0.02, "highest rate of Muon in pretrain"),
+    "--sft-lr": (0.02, "highest rate of Muon in sft"),
+    "--save-every": (60.0, "seconds between two checkpoints"),
 }
+BASE = dict(width=512, heads=8, layers=8, vit_layers=6, image_size=128, batch_size=128,
+            pretrain_steps=2000, sft_steps=1500)  # the numbers of --preset base
 
 
 def parse(arguments=None):
-    """The command line -> a namespace of options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False,
+                            formatter_class=ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--attention", choices=KINDS, default="mma", help="mask of fine-tuning")
     add("--order", choices=("image-first", "text-first"), default="image-first",
@@ -59,28 +67,17 @@ def parse(arguments=None):
     add("--pretrained", metavar="FILE", help="fine-tune this pretrained.pt, in its sizes")
     add("--resume", metavar="RUN", help="go on with an interrupted run; takes no other option")
     add("--name", help="folder under runs/ (default: ATTENTION-seedSEED)")
-    add("--seed", type=int, default=0, help="of the weights, the questions and the batches")
     add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
-    add("--preset", choices=PRESETS, default="tiny", help="sizes for two CPU cores, or one GPU")
-    add("--width", type=int, default=128, help="width of the ViT and of the decoder")
-    add("--heads", type=int, default=4, help="attention heads")
-    add("--layers", type=int, default=4, help="blocks of the decoder")
-    add("--vit-layers", type=int, default=3, help="blocks of the ViT")
-    add("--image-size", type=int, default=64, help="pixels a side of a picture")
-    add("--scenes", type=int, default=20_000, help="training scenes of the picture world")
-    add("--batch-size", type=int, default=64, help="pictures in a batch; sft: a quarter")
-    add("--questions", type=int, default=8, help="questions about each picture of a batch")
-    add("--pretrain-steps", type=int, default=900, help="steps of the first stage")
-    add("--sft-steps", type=int, default=700, help="steps of the second stage")
-    add("--pretrain-lr", type=float, default=0.02, help="highest rate of Muon in pretrain")
-    add("--sft-lr", type=float, default=0.02, help="highest rate of Muon in sft")
+    add("--preset", choices=("tiny", "base"), default="tiny", help="for two CPU cores, or one GPU")
     add("--train-vit", action="store_true", help="train the ViT in fine-tuning, too")
-    add("--save-every", type=float, default=60, help="seconds between two checkpoints")
+    for name, (default, meaning) in NUMBERS.items():
+        add(name, type=type(default), default=default, help=meaning)
     options = parser.parse_args(arguments)
     if options.resume and options != parser.parse_args(["--resume", options.resume]):
         parser.error("--resume takes no other option: a run goes on with those it was started with")
-    parser.set_defaults(**PRESETS[options.preset])
-    options = parser.parse_args(arguments)
+    if options.preset == "base":
+        parser.set_defaults(**BASE)
+        options = parser.parse_args(arguments)
     if min(options.scenes, options.batch_size, options.questions) < 1:
         parser.error("--scenes, --batch-size and --questions must be at least 1")
     if options.width % options.heads or options.image_size % PATCH:
@@ -93,7 +90,9 @@ def load(path, device="cpu", model_class=MultimodalGPT):
 
     weights_only: the file runs no code. SystemExit, with one line, if it is damaged.
     """
-    path = Path(path, "model.pt") if Path(path).is_dir() else Path(path)
+    path = Path(path)
+    if path.is_dir():
+        path /= "model.pt"
     if not path.is_file():
         raise SystemExit(f"{path}: no such checkpoint; `python train.py` makes one")
     try:
@@ -104,8 +103,10 @@ def load(path, device="cpu", model_class=MultimodalGPT):
         config = checkpoint["config"] | {"vocab_size": len(tokenizer.pieces)}
         with torch.device("meta"):  # takes no memory: the weights come from the file
             model = model_class(Config(**config))
-        attention = KINDS[KINDS.index(checkpoint["options"]["attention"])]
-        model.attention = attention if checkpoint["stage"] == "sft" else "causal"
+        attention = checkpoint["options"]["attention"]
+        KINDS.index(attention)  # a ValueError if there is no such mask
+        if checkpoint["stage"] == "sft":  # else it is causal
+            model.attention = attention
         model.load_state_dict(checkpoint["weights"], assign=True)
     except Exception as error:  # damaged files raise nearly every kind there is
         raise SystemExit(f"{path}: damaged, or no checkpoint of this model ({error!r:.200})")
@@ -114,9 +115,9 @@ def load(path, device="cpu", model_class=MultimodalGPT):
 
 def accuracy_by_kind(examples, answers):
     """-> dict of question kind -> share of answers that are exactly right."""
-    right = defaultdict(list)
+    right = {}
     for example, given in zip(examples, answers):
-        right[example.kind].append(given == example.answer)
+        right.setdefault(example.kind, []).append(given == example.answer)
     return {kind: fmean(found) for kind, found in right.items()}
 
 
@@ -131,7 +132,9 @@ class Trainer:
 
     def __init__(self, options, folder, model, tokenizer, splits):
         """splits: the two `data.Split`s to train and to validate on."""
-        self.options, self.folder, self.splits = options, Path(folder), splits
+        self.options = options
+        self.folder = Path(folder)
+        self.splits = splits
         self.device = pick_device(options.device)
         self.model = model.to(self.device)
         self.tokenizer = tokenizer
@@ -169,13 +172,11 @@ class Trainer:
     def train(self):
         """Both stages, from where the run stands to the end."""
         if self.stage == "pretrain":
-            self.run_stage()
-            self.save("pretrained.pt", finished=True)
+            self.run_stage("pretrained.pt")
             self.begin("sft")
-        self.run_stage()
-        self.save(finished=True)
+        self.run_stage("model.pt")
 
-    def run_stage(self):
+    def run_stage(self, result):
         """The steps that are left of the stage. A run is saved only where its log is written."""
         losses, saved = [], time.monotonic()
         self.bar = tqdm(total=self.steps, initial=self.step, desc=self.stage, disable=RANK > 0)
@@ -190,6 +191,7 @@ class Trainer:
                     self.save()
                     saved = time.monotonic()
         self.bar.close()
+        self.save(result, finished=True)
 
     def train_step(self):
         """One batch, one update; returns the loss as a tensor, without waiting for the device."""
@@ -216,7 +218,6 @@ class Trainer:
         return loss.detach()
 
     def loss(self, dataset, indices):
-        """The mean loss of some rows."""
         with autocast(self.device):
             return self.parallel(**dataset.batch(indices, self.device), with_loss=True)[1]
 
@@ -225,14 +226,13 @@ class Trainer:
         loss = torch.stack(losses).mean()
         if WORLD > 1:
             dist.all_reduce(loss)
-        loss = loss.item()
-        if not math.isfinite(loss):
+        if not loss.isfinite():
             raise SystemExit(f"the loss is {loss} at step {self.step}: lower --{self.stage}-lr")
         if RANK > 0:
             return
+        loss = loss.item()
         self.bar.set_postfix(loss=f"{loss:.3f}")
-        rate = self.optimizers[0].param_groups[0]["lr"]
-        line = {"stage": self.stage, "step": self.step, "loss": loss, "lr": rate}
+        line = {"stage": self.stage, "step": self.step, "loss": loss}
         if self.step % EVAL_EVERY == 0 or self.step == self.steps:
             line |= self.evaluate()
         self.log.append(line)
@@ -257,14 +257,13 @@ class Trainer:
             return
         optimizers = [] if finished else self.optimizers
         save(self.folder / name, {
-            "config": asdict(self.model.config), "words": self.tokenizer.words,
+            "config": vars(self.model.config), "words": self.tokenizer.words,
             "weights": self.model.state_dict(), "options": vars(self.options),
             "finished": finished, "stage": self.stage, "step": self.step,
             "log": self.log, "optimizers": [o.state_dict() for o in optimizers]})
 
 
 def load_splits(options):
-    """The two Splits to train and to validate on."""
     if options.data:
         return read_folder(options.data, options.image_size, options.seed)
     train = make_world("train", options.scenes, options.seed, options.image_size)
@@ -303,7 +302,7 @@ def start(options, splits=None, trainer_class=Trainer):
 def resume(folder, splits=None, trainer_class=Trainer):
     """A Trainer for a run that was interrupted, as it was when it was saved; see `start`."""
     model, tokenizer, checkpoint = load(Path(folder, "model.pt"), "cpu", trainer_class.model_class)
-    options = argparse.Namespace(**checkpoint["options"])
+    options = Namespace(**checkpoint["options"])
     trainer = trainer_class(options, folder, model, tokenizer, splits or load_splits(options))
     trainer.begin(checkpoint["stage"])
     trainer.step, trainer.log = checkpoint["step"], checkpoint["log"]
@@ -313,7 +312,6 @@ def resume(folder, splits=None, trainer_class=Trainer):
 
 
 def main():
-    """The command line."""
     options = parse()
     if WORLD > 1:
         if pick_device(options.device).type == "cuda":

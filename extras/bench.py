@@ -14,7 +14,8 @@ import torch
 
 import train
 from data import Dataset, Example, draw, make_scene
-from extras.compare import machine, table
+from extras.compare import machine
+from extras.tables import table
 from model import answer, autocast, pick_device
 
 NEW = 32  # tokens that are generated

@@ -15,8 +15,10 @@ from PIL import Image, ImageDraw
 
 from data import read_lines
 from eval_pope import SPLITS
-from extras.compare import RUNS, default_runs
+from extras.compare import RUNS
 from extras.figures import COLORS, INK, PAPER, font, write
+from extras.tables import DEFAULTS, reported
+from train import parse
 
 WIDTH, HEIGHT = 2000, 880  # of a picture with two panels, shrunk to half of it at the end
 GRID = (225, 225, 225)
@@ -84,8 +86,8 @@ def of_mask(runs, name):
 
 def rates(pen, lines):
     """The search: accuracy and take-off at each learning rate."""
-    runs = [run for run in lines if run["split"] == "search" and run["row"] in COLOR_OF
-            and run["data"] == "world" and not run["options"]]
+    wanted = {"split": "search", **DEFAULTS}
+    runs = [run for run in lines if wanted.items() <= run.items() and run["row"] in COLOR_OF]
     tried = sorted({run["learning_rate"] for run in runs})
     step = tried[1] - tried[0]
     x_ticks = {tried[0] - step / 2: "", **{rate: f"{rate:g}" for rate in tried},
@@ -107,8 +109,8 @@ def rates(pen, lines):
 
 def curves(pen, lines):
     """Learning curves of the reported runs."""
-    runs = default_runs(lines)
-    last = runs[0]["steps"]
+    last = parse([]).sft_steps
+    runs = reported(lines, last)
     x_ticks = {x: str(x) for x in range(0, last + 1, 100)}
     for side, kind, title in (("left", "exist", '"Is there a fish?", % right'),
                               ("right", "exist_color", '"Is there a red fish?", % right')):
@@ -121,14 +123,14 @@ def curves(pen, lines):
 
 
 def hallucination(pen, lines):
-    """False "yes" by plausibility, and accuracy by the number of objects: half of the steps."""
-    runs = default_runs(lines, default_runs(lines)[0]["steps"] // 2)
+    """False "yes" by plausibility, and accuracy by the number of objects."""
+    runs = [run for run in reported(lines, parse([]).sft_steps) if run["row"] in COLOR_OF]
     highest = max(share for run in runs for share in run["false_yes"].values())
-    shares = Panel(pen, "left", 'false "yes" after half of the steps, %',
+    shares = Panel(pen, "left", 'false "yes", %',
                    "how often it is on such pictures, % (bold: median)", percent_ticks(0, 100, 20),
-                   percent_ticks(0, 10 * int(10 * highest + 1), 10))
+                   percent_ticks(0, min(100, 10 * int(10 * highest + 1)), 10))
     by_objects = Panel(pen, "right", "is it there? % right",
-                       "objects in the picture (after half of the steps)",
+                       "objects in the picture",
                        {n: str(n) for n in range(5, 10)}, percent_ticks(60, 100, 10))
     for name, color in COLOR_OF.items():
         found = of_mask(runs, name)

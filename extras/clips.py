@@ -15,10 +15,9 @@ from statistics import mean
 
 import numpy as np
 
-from data import (COLORS, FIRST_SEED, NO_YES, OBJECTS, Example, Split, draw, exist_question,
-                  make_scene)
-from extras.compare import percents, table
-from extras.variants import both_ways
+from data import (COLORS, FIRST_SEED, NO_YES, OBJECTS, Example, Split, caption, draw,
+                  exist_question, make_scene)
+from extras.tables import percents, table
 from train import VAL_SCENES
 
 RATE, FRAMES, FRAME, BANDS = 4000, 16, 256, 32  # samples a second; frames; samples of a frame
@@ -78,7 +77,7 @@ def described(clip):
     for name in clip.heard:
         seen = [f"{o.color} {name} {o.place}" for o in clip.scene.objects if o.name == name]
         heard.append(" and ".join(seen) or name)
-    return f"You hear {', '.join(heard)}. You see {', '.join(both_ways(clip.scene.objects))}."
+    return f"You hear {', '.join(heard)}. You see {caption(clip.scene)}."
 
 
 def questions_about(clip):
@@ -130,8 +129,7 @@ def alone_splits(options):
             label = rng.choice(NO_YES)
             name = rng.choice(present if label == "yes" else absent)
             color, heard = rng.choice(list(COLORS)), ", ".join(clip.heard)
-            seen = ", ".join(both_ways(clip.scene.objects))
-            split.captions.append(Example(i, None, seen, "picture alone"))
+            split.captions.append(Example(i, None, caption(clip.scene), "picture alone"))
             split.captions.append(Example(i, None, f"You hear {heard}.", "sound alone"))
             split.questions.extend([
                 Example(i, exist_question(name), label, "picture alone"),

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 
 from data import FIRST_SEED, exist_question, make_scene, questions_about
 from eval_pope import SPLITS, build
-from extras.compare import table
+from extras.tables import table
 
 
 def scenes_of(part, n):

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 
 from data import (FIRST_SEED, NO_YES, OBJECTS, Dataset, Example, draw, exist_question, make_scene,
                   read_lines, unambiguous)
-from extras.compare import percents, table
+from extras.tables import percents, table
 from extras.figures import COLORS, INK, PAPER, font, write
 from extras.variants import Intervened, TwoQuestions
 from model import answer
@@ -113,7 +113,7 @@ def layer_table(lines):
 
 def draw_layers(lines):
     """The picture of a swap in layer 1 and of one in all others: whose question is answered."""
-    picture = Image.new("RGB", (1120, 540), PAPER)
+    picture = Image.new("RGB", (1120, 720), PAPER)
     pen = ImageDraw.Draw(picture)
     title = "The text sees question B, image tokens A in some layers. Whose question is answered?"
     pen.text((20, 16), title, INK, font(24))
@@ -123,19 +123,19 @@ def draw_layers(lines):
                                 (700, later, f"A in layers {later}")):
         runs = groups["mma", "swapped", layers]
         pen.text((left, 66), title, INK, font(20))
-        for y, (kind, example) in zip(range(104, 464, 60), KINDS.items()):
-            pen.text((246, y + 20), example, INK, font(18), anchor="rm")
+        for y, (kind, example) in zip(range(104, 644, 90), KINDS.items()):
+            pen.text((246, y + 36), example, INK, font(18), anchor="rm")
             for i, run in enumerate(runs):  # a bar each
-                top, bottom = y + 44 * i / len(runs), y + 44 * (i + 1) / len(runs) - 3
+                top, bottom = y + 72 * i / len(runs), y + 72 * (i + 1) / len(runs) - 2
                 a, both = np.cumsum(run["kinds"][kind])
                 for share, color in ((1, NEITHER), (both, COLORS[1]), (a, COLORS[0])):
                     if share > 0:
                         pen.rectangle((left, top, left + 400 * share, bottom), color)
     seeds = ", ".join(str(run["seed"]) for run in runs)
-    pen.text((1100, 497), f"a bar each, from the top: seeds {seeds}", INK, font(20), anchor="rm")
+    pen.text((1100, 677), f"a bar each, from the top: seeds {seeds}", INK, font(20), anchor="rm")
     for x, color, text in ((260, COLORS[0], "A"), (330, COLORS[1], "B"), (400, NEITHER, "neither")):
-        pen.rectangle((x, 488, x + 18, 506), color)
-        pen.text((x + 28, 497), text, INK, font(20), anchor="lm")
+        pen.rectangle((x, 668, x + 18, 686), color)
+        pen.text((x + 28, 677), text, INK, font(20), anchor="lm")
     return picture
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from data import FIRST_SEED, Dataset, Example, draw, exist_question, make_scene
-from extras.compare import percents, table
+from extras.tables import percents, table
 from mma import IMAGE
 from model import PATCH
 from train import load

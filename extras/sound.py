@@ -30,8 +30,9 @@ from data import FIRST_SEED, SIZE, Dataset, draw
 from eval_pope import ask
 from extras.clips import (BANDS, FRAMES, Senses, alone_splits, make_clip, make_clips,
                           sound_splits)
-from extras.compare import Row, arguments, compare, tables
+from extras.compare import Row, arguments, compare
 from extras.figures import COLORS, GREEN, INK, PAPER, RED, font, write
+from extras.tables import paired_table, tables
 from mma import IMAGE
 from model import IMAGE_ID, SPECIALS, MultimodalGPT
 from train import Trainer, accuracy_by_kind, load
@@ -41,6 +42,7 @@ SOUND_ID = len(SPECIALS) + 255  # stands where a sound goes: the byte 255 is in 
 ALONE = {"picture alone": [IMAGE], "sound alone": [SOUND], "text alone": []}  # by question kind
 LINES = Path("results/sound.jsonl")
 CLIPS = 1000  # that are asked about
+FIGURES = "hear", "in image", "color", "where", "silent", "all questions"
 OPTIONS = "--batch-size 96 --pretrain-steps 800 --sft-steps 1600".split()
 
 
@@ -177,7 +179,8 @@ def main():
         runs = [load(path, model_class=SoundGPT) for path in options.picture]
         write(draw_clips({run[0].attention: run for run in runs}), "results/sound.png")
     else:
-        print(tables(compare(options, ROWS, LINES, like="causal"), ROWS))
+        lines = compare(options, ROWS, LINES, like="causal")
+        print(f"{tables(lines, ROWS)}\n\n{paired_table(lines, FIGURES, data='sound')}")
 
 
 if __name__ == "__main__":

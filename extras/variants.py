@@ -114,12 +114,6 @@ class CCA(Trainer):
     model_class = CCAModel
 
 
-def both_ways(objects):
-    """Yields what is at a place and where a thing is in turn: "top-left red fish", "blue cup top"."""
-    for i, o in enumerate(objects):
-        yield f"{o.color} {o.name} {o.place}" if i % 2 else f"{o.place} {o.color} {o.name}"
-
-
 def instructed(options):
     """The splits with captions that answer an instruction, which can stand before the picture."""
     splits = []

@@ -10,7 +10,7 @@ import torch
 
 import train
 from data import FIRST_SEED, OBJECTS, Example
-from extras import clips, compare, sound
+from extras import clips, compare, sound, tables
 from mma import IMAGE, KINDS, PAD, TEXT
 from model import EOS_ID, Config, Tokenizer
 
@@ -194,7 +194,7 @@ def test_the_comparison_shares_starts_and_draws_the_answers(tmp_path, monkeypatc
     assert [line["row"] for line in found] == rows
     assert [line["data"] for line in found] == ["sound"] * 3 + ["alone"]
     assert found[0]["kinds"].keys() == {"hear", "in image", "color", "where", "silent"}
-    assert compare.tables(found, sound.ROWS) in capsys.readouterr().out
+    assert tables.tables(found, sound.ROWS) in capsys.readouterr().out
     runs = sorted(str(path) for path in Path("runs").iterdir())
     assert len(runs) == 4 + 3 and sum("pretrained" in run for run in runs) == 3
     causal, mma = (next(run for run in runs if f"compare-{name}-seed7" in run)
@@ -220,5 +220,6 @@ def test_the_tables_in_the_results_are_what_the_command_prints():
     results = Path(sound.__file__).parent.parent / "results"
     text = (results / "README.md").read_text("utf-8")
     lines = list(map(json.loads, open(results / "sound.jsonl")))
-    for part in compare.tables(lines, sound.ROWS).split("\n\n"):
-        assert part in text
+    pairs = tables.paired_table(lines, sound.FIGURES, data="sound")
+    for part in [*tables.tables(lines, sound.ROWS).split("\n\n"), pairs]:
+        assert len(part) > 99 and part in text
