@@ -17,6 +17,8 @@ FIGURES = (*SPLITS, "exist_color", "where_color", "all questions")  # that are c
 
 def table(rows):
     """A Markdown table whose columns line up in a terminal, too. rows: dicts of header -> text."""
+    if not rows:
+        return ""
     cells = [list(rows[0]), ["-" * len(name) for name in rows[0]], *(row.values() for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     return "\n".join(f"| {' | '.join(map(str.ljust, row, widths))} |" for row in cells)
@@ -114,7 +116,8 @@ def short_table(lines):
             if run["row"] in ("causal", "mma") and run["seed"] < 10:
                 found[run["row"], run["learning_rate"]].append(run)
         for (name, rate), runs in sorted(found.items()):
-            row = {"captions": mix, "mask": name, "rate": f"{rate}"}
+            best = " (best)" if rate == best_rate(name, lines, mix=mix) else ""
+            row = {"captions": mix, "mask": name, "rate": f"{rate}{best}"}
             for figure in ("adversarial", "all questions"):
                 row[f"{figure}, %"] = " ".join(f"{100 * share(run, figure):.0f}" for run in runs)
             rows.append(row)
@@ -151,4 +154,4 @@ def paired_table(lines, figures=FIGURES, **other):
                              "figure": figure, "by seed": " ".join(f"{d:+.1f}" for d in points),
                              "median": f"{median(points):+.1f}", "mean": f"{mean(points):+.1f}",
                              "n": str(len(points)), "p": f"{p:.3f}" if p >= 0.001 else "< 0.001"})
-    return table(rows) if rows else ""
+    return table(rows)
