@@ -3,6 +3,7 @@
 Every seed is shown; p is that of an exact test, not corrected for the number of tests.
 """
 from collections import defaultdict
+from itertools import product
 from statistics import mean, median
 
 import numpy as np
@@ -133,25 +134,28 @@ def sign_flip_test(differences):
 
 
 def paired_table(lines, figures=FIGURES, **other):
-    """Markdown: mma at its best rate minus each other row and rate, in points, by seed.
+    """Markdown: mma minus another row, in points, by seed: mma at its best rate, or both at one.
 
     other: settings that are not DEFAULTS.
     """
     rows = []
     for steps in sorted({run["steps"] for run in lines}):
-        best = reported(lines, steps, **other)
-        mma = {run["seed"]: run for run in best if run["row"] == "mma"}
-        others = defaultdict(dict)  # (row, rate) -> seed -> run
+        found = defaultdict(dict)  # (row, rate) -> seed -> run
         for run in reported(lines, steps, any_rate=True, **other):
-            if run["row"] != "mma" and run["seed"] in mma:
-                others[run["row"], run["learning_rate"]][run["seed"]] = run
-        for (name, rate), runs in others.items():
-            for figure in figures if len(runs) > 1 else ():
-                points = [round(100 * (share(mma[seed], figure) - share(run, figure)), 6)
-                          for seed, run in runs.items()]
+            found[run["row"], run["learning_rate"]][run["seed"]] = run
+        best = best_rate("mma", lines, steps, **other)
+        for (own, own_rate), (name, rate) in product(found, found):
+            if own != "mma" or name == "mma" or own_rate not in (best, rate):
+                continue
+            mma, runs = found[own, own_rate], found[name, rate]
+            seeds = sorted(mma.keys() & runs.keys())
+            for figure in figures if len(seeds) > 1 else ():
+                points = [round(100 * (share(mma[seed], figure) - share(runs[seed], figure)), 6)
+                          for seed in seeds]
                 p = sign_flip_test(points)
-                rows.append({"steps": str(steps), "mma minus": f"{name} at {rate}",
-                             "figure": figure, "by seed": " ".join(f"{d:+.1f}" for d in points),
+                rows.append({"steps": f"{steps}", "mma at": f"{own_rate}",
+                             "minus": f"{name} at {rate}", "figure": figure,
+                             "by seed": " ".join(f"{d:+.1f}" for d in points),
                              "median": f"{median(points):+.1f}", "mean": f"{mean(points):+.1f}",
-                             "n": str(len(points)), "p": f"{p:.3f}" if p >= 0.001 else "< 0.001"})
+                             "n": f"{len(seeds)}", "p": f"{p:.3f}" if p >= 0.001 else "< 0.001"})
     return table(rows)

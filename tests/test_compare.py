@@ -223,8 +223,8 @@ def test_pairs_are_of_one_seed_and_one_number_of_steps():
     lines += [{**line, "learning_rate": 0.03, "random": 0.8} for line in lines[1:3]]
     lines.append({**lines[0], "learning_rate": 0.03, "random": 0.99})  # not the best of its row
     rows = [re.split(r" *\| ?", row)[1:-1] for row in tables.paired_table(lines).split("\n")]
-    start = ["9", "causal at 0.02", "random"]
+    start = ["9", "0.02", "causal at 0.02", "random"]
     assert rows[2] == [*start, "-10.0 +20.0", "+5.0", "+5.0", "2", "1.000"]
-    start = ["9", "causal at 0.03", "random"]
+    start = ["9", "0.02", "causal at 0.03", "random"]
     assert rows[8] == [*start, "-40.0 +10.0", "-15.0", "-15.0", "2", "1.000"]
     assert len(rows) == 2 + 2 * 6
