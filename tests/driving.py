@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -49,7 +50,8 @@ class Run:
     def send(self, signal):
         """Send a signal, unless it has ended, and wait; returns the exit code."""
         if self.process.is_alive():
-            os.kill(self.process.pid, signal)
+            with suppress(ProcessLookupError):  # it has ended just now
+                os.kill(self.process.pid, signal)
         return self.wait()
 
     def events(self):

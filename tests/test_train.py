@@ -204,11 +204,13 @@ def kill_and_resume(whole, name, kills, method="forkserver"):
         else:
             run.until("s" if moment == "save" else "d", rng.randint(1, 4))
             time.sleep(rng.uniform(0, 0.004 if moment == "save" else 0.03))
-        if run.send(signal.SIGKILL) == -signal.SIGKILL:
+        code = run.send(signal.SIGKILL)
+        if code == -signal.SIGKILL:
             kills -= 1
             met["in a save"] += run.events().endswith("s")
             met["sft" if (folder / "pretrained.pt").exists() else "pretrain"] += 1
         else:  # it was faster: once more from the start
+            assert code == 0, run.printed()
             assert_same_run(folder, whole)
             shutil.rmtree(folder)
     start_or_resume(whole, name, method).wait()
