@@ -4,10 +4,9 @@ Read `model.py` before, `train.py` after. Shapes: B rows, T positions, N picture
 """
 import json
 from collections import Counter, defaultdict, namedtuple
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
-from itertools import cycle, repeat
+from itertools import cycle
 from os.path import getmtime, isfile
 from pathlib import Path
 from random import Random
@@ -15,15 +14,14 @@ from random import Random
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from mma import IMAGE, PAD, TEXT
 from model import ASSISTANT_ID, EOS_ID, IMAGE_ID, PAD_ID, USER_ID, save
 
 # One text about one picture, an index into the images; without a prompt the answer is a caption.
 Example = namedtuple("Example", "picture prompt answer kind")
-# One part of a data set: images (N, size, size, 3) uint8, two lists of Example, and for each
-# picture the names of the objects in it, each once.
+# A part of a data set: images (N, size, size, 3) uint8, Examples, names of objects by picture.
 Split = namedtuple("Split", "images captions questions objects")
 
 
@@ -81,7 +79,8 @@ def background(theme, size):
 def sprite(name, color, size):
     """One object as a Pillow image: what is gray in the sheet gets the color."""
     row, column = divmod(OBJECTS.index(name), 8)
-    left, top = 128 * column, 256 + 128 * row
+    left = 128 * column
+    top = 256 + 128 * row
     tile = SPRITES.crop((left, top, left + 128, top + 128))
     picture = ImageOps.colorize(tile.convert("L"), INK, "white", mid=COLORS[color])
     picture.putalpha(tile.getchannel("A"))
@@ -174,7 +173,8 @@ class Dataset:
     """
 
     def __init__(self, examples, images, tokenizer, config, order="image-first"):
-        self.images, self.tokenizer = images, tokenizer
+        self.images = images
+        self.tokenizer = tokenizer
         self.config, self.order = config, order
         self.examples = []
         self.rows = []  # of each example: its prompt, and what is generated
@@ -336,7 +336,6 @@ def load_picture(path, size):
     """A picture file -> (size, size, 3) uint8 with gray margins, or as text what is wrong."""
     try:
         with Image.open(path) as picture:
-            picture.draft("RGB", (2 * size, 2 * size))  # a JPEG is decoded no larger than of use
             picture = ImageOps.exif_transpose(picture).convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")  # behind what is transparent
         picture = Image.alpha_composite(white, picture).convert("RGB")
@@ -357,9 +356,7 @@ def load_pictures(folder, names, size, kept):
     key = [names, [getmtime(path) for path in paths if isfile(path)]]
     found = torch.load(kept, weights_only=True) if kept.exists() else {"key": None}
     if found["key"] != key:
-        with ThreadPoolExecutor() as pool:
-            decoding = pool.map(load_picture, paths, repeat(size))
-            decoded = list(tqdm(decoding, f"decoding {folder.name}", len(paths)))
+        decoded = thread_map(partial(load_picture, size=size), paths, desc=f"decoding {folder}")
         pixels, index, bad = [], {}, []
         for name, picture in zip(names, decoded):
             if isinstance(picture, str):

@@ -128,8 +128,7 @@ def ask_official(run, path, folder, out):
         questions.append(question)
     size = run[0].config.image_size
     names = sorted(q["image"] for q in questions if isfile(folder / q["image"]))
-    kept = out.parent / f".pope-{size}px.pt"
-    images, index = load_pictures(folder, names, size, kept)
+    images, index = load_pictures(folder, names, size, out.parent / f".pope-{size}px.pt")
     asked = [q for q in questions if q["image"] in index]
     if left_out := len(questions) - len(asked):
         print(f"{left_out} of {len(questions)} questions are left out: no picture in {folder}")
@@ -143,6 +142,7 @@ def ask_official(run, path, folder, out):
 
 
 def main():
+    """The command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("runs", nargs="*", type=Path, help="run folders or checkpoints (default: the newest run)")

@@ -57,6 +57,7 @@ BASE = dict(width=512, heads=8, layers=8, vit_layers=6, image_size=128, batch_si
 
 
 def parse(arguments=None):
+    """The command line, or a list of its words -> a namespace of options."""
     parser = ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False,
                             formatter_class=ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
@@ -264,6 +265,7 @@ class Trainer:
 
 
 def load_splits(options):
+    """The two `data.Split`s to train and to validate on."""
     if options.data:
         return read_folder(options.data, options.image_size, options.seed)
     train = make_world("train", options.scenes, options.seed, options.image_size)
@@ -312,6 +314,7 @@ def resume(folder, splits=None, trainer_class=Trainer):
 
 
 def main():
+    """The command line."""
     options = parse()
     if WORLD > 1:
         if pick_device(options.device).type == "cuda":

@@ -129,8 +129,7 @@ def hallucination(pen, lines):
     shares = Panel(pen, "left", 'false "yes", %',
                    "how often it is on such pictures, % (bold: median)", percent_ticks(0, 100, 20),
                    percent_ticks(0, min(100, 10 * int(10 * highest + 1)), 10))
-    by_objects = Panel(pen, "right", "is it there? % right",
-                       "objects in the picture",
+    by_objects = Panel(pen, "right", "is it there? % right", "objects in the picture",
                        {n: str(n) for n in range(5, 10)}, percent_ticks(60, 100, 10))
     for name, color in COLOR_OF.items():
         found = of_mask(runs, name)

@@ -261,7 +261,8 @@ def arguments(description, rows):
 def compare(options, rows, path, like=None):
     """Do what the command line asks -> the lines of all runs in the file `path`."""
     rows = {name: rows[name]._replace(mix=options.mix) for name in options.rows}
-    lines, extra = [run for _, run in read_lines(path)] if path.exists() else [], options.train
+    lines = [run for _, run in read_lines(path)] if path.exists() else []
+    extra = options.train
     if options.table:
         return lines
     if options.search is not None:

@@ -330,7 +330,8 @@ def test_one_broken_picture_of_twenty_is_an_error_of_two_hundred_left_out(tmp_pa
 def test_pictures_are_decoded_once_and_changed_ones_anew(tmp_path, monkeypatch):
     first = read_folder(make_folder(tmp_path, captions(20)), 8)
     decoded, load_picture = [], data.load_picture
-    monkeypatch.setattr(data, "load_picture", lambda *a: decoded.append(a) or load_picture(*a))
+    monkeypatch.setattr(data, "load_picture",
+                        lambda path, size: decoded.append(path) or load_picture(path, size))
     again = read_folder(tmp_path, 8)
     assert not decoded and all(np.array_equal(a[0], b[0]) for a, b in zip(first, again))
     assert read_folder(tmp_path, 16)[0].images.shape[1] == 16 and len(decoded) == 20
