@@ -22,27 +22,23 @@ def question_kind(question):
 
 def write_part(folder, part, questions, paths):
     """Copy the pictures of a part to `folder`/`part`, and write their questions beside it."""
-    (folder / part).mkdir(parents=True, exist_ok=True)
+    pictures = folder / part
+    pictures.mkdir(parents=True, exist_ok=True)
     for i, path in paths.items():
-        shutil.copy(path, folder / part / f"{i}.png")
+        shutil.copy(path, pictures / f"{i}.png")
     with open(folder / f"{part}.jsonl", "w") as file:
         for question, answer, i in zip(*questions):
             line = {"image": f"{part}/{i}.png", "question": question, "answer": answer,
                     "kind": question_kind(question)}
             file.write(json.dumps(line) + "\n")
-    print(f"{folder / part}.jsonl: {len(questions[0]):,} questions about {len(paths):,} pictures")
 
 
 def main():
     """The command line."""
-    description = __doc__.split("\n")[0]
-    parser = argparse.ArgumentParser("python -m extras.easy_vqa", description=description)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", metavar="DIR", type=Path, help="where to write")
     folder = parser.parse_args().folder
-    try:
-        import easy_vqa  # not among the requirements
-    except ImportError:
-        raise SystemExit("the package easy-vqa is missing: pip install easy-vqa")
+    import easy_vqa  # not among the requirements
     write_part(folder, "train", easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths())
     write_part(folder, "val", easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths())
 
