@@ -7,59 +7,58 @@ question, or for the same question on the same background. What a model reaches 
 """
 import argparse
 from collections import Counter, defaultdict
+from statistics import fmean
 
-from data import FIRST_SEED, exist_question, make_scene, questions_about
+from data import FIRST_SEED, Example, exist_question, make_scene, make_world
 from eval_pope import SPLITS, build
 from extras.tables import table
 
 
-def scenes_of(part, n):
-    """The first n scenes of "train", "val" or "test"."""
-    return [make_scene(FIRST_SEED[part] + i) for i in range(n)]
+def guessed(train, test):
+    """Guess the answer that was right most often in training.
+
+    train, test: yield (Example, background). Yields for each one of test (Example, whether it is
+    right by the question alone, and by the question on the background if training had it there).
+    """
+    answers = defaultdict(Counter)
+    for e, background in train:
+        answers[e.prompt][e.answer] += 1
+        answers[e.prompt, background][e.answer] += 1
+    usual = {clue: max(counts, key=counts.get) for clue, counts in answers.items()}
+    for e, background in test:
+        alone = usual.get(e.prompt)
+        precise = usual.get((e.prompt, background), alone)
+        yield e, alone == e.answer, precise == e.answer
 
 
-def fit(scenes):
-    """-> the most frequent answer in training, by question and by (question, theme)."""
-    counts = defaultdict(Counter)
-    for scene, questions in zip(scenes, questions_about(scenes, seed=0)):
-        for question, answer, _ in questions:
-            counts[question][answer] += 1
-            counts[question, scene.theme][answer] += 1
-    return {key: answers.most_common(1)[0][0] for key, answers in counts.items()}
+def percent_table(right):
+    """Markdown of {(row, column): list of what is right}."""
+    rows = defaultdict(dict)
+    for (row, column), found in right.items():
+        rows[row]["guessing, %"] = row
+        rows[row][column] = f"{100 * fmean(found):.1f}"
+    return table([*rows.values()])
 
 
-def held_out(scenes):
-    """Yields (name of a POPE split or question kind, theme, question, answer)."""
-    objects = [list(dict.fromkeys(o.name for o in scene.objects)) for scene in scenes]
-    for split in SPLITS:
-        for i, name, label in build(objects, split):
-            yield split, scenes[i].theme, exist_question(name), label
-    for scene, questions in zip(scenes, questions_about(scenes, seed=0)):
-        for question, answer, kind in questions:
-            yield kind, scene.theme, question, answer
-
-
-def shares(train, test):
-    """-> {name: (share right from the question alone, and from question and background)}."""
-    best, hits = fit(train), defaultdict(list)
-    for name, theme, question, answer in held_out(test):
-        alone = best.get(question)
-        seen = best.get((question, theme), alone)
-        hits[name].append((alone == answer, seen == answer))
-    return {name: [sum(column) / len(column) for column in zip(*pairs)]
-            for name, pairs in hits.items()}
+def questions(part, n, splits=()):
+    """Yields (Example, theme) for all questions about n scenes. splits: of POPE, to add."""
+    world = make_world(part, n, size=16)  # nobody looks at the pictures
+    themes = [make_scene(FIRST_SEED[part] + i).theme for i in range(n)]
+    pope = [Example(i, exist_question(name), label, split)
+            for split in splits for i, name, label in build(world.objects, split)]
+    for e in pope + world.questions:
+        yield e, themes[e.picture]
 
 
 def main():
     """The command line."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-                            ).parse_args()
-    found = shares(scenes_of("train", 20_000), scenes_of("test", 1000))
-    rows = []
-    for name, (alone, seen) in found.items():
-        rows.append({"guessing, %": name, "from the question": f"{100 * alone:.1f}",
-                     "and the background": f"{100 * seen:.1f}"})
-    print(table(rows))
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
+    right = defaultdict(list)
+    train, test = questions("train", 20_000), questions("test", 1000, SPLITS)
+    for e, alone, precise in guessed(train, test):
+        right[e.kind, "from the question"].append(alone)
+        right[e.kind, "and the background"].append(precise)
+    print(percent_table(right))
 
 
 if __name__ == "__main__":
