@@ -8,16 +8,14 @@ some of objects in the picture and some of others. `sound.py` trains on clips.
 """
 import argparse
 import wave
-from collections import Counter, defaultdict, namedtuple
+from collections import defaultdict, namedtuple
 from functools import cache
 from random import Random
-from statistics import mean
 
 import numpy as np
 
-from data import (COLORS, FIRST_SEED, NO_YES, OBJECTS, Example, Split, caption, draw,
-                  exist_question, make_scene)
-from extras.tables import percents, table
+from data import FIRST_SEED, NO_YES, OBJECTS, Example, Split, caption, draw, make_scene
+from extras.guess import guessed, percent_table
 from train import VAL_SCENES
 
 RATE, FRAMES, FRAME, BANDS = 4000, 16, 256, 32  # samples a second; frames; samples of a frame
@@ -97,10 +95,15 @@ def questions_about(clip):
         yield "Which thing in the image is silent?", silent[0], "silent"
 
 
+def first_clips(part, n):
+    """The first n clips of "train", "val" or "test"."""
+    return [make_clip(FIRST_SEED[part] + i) for i in range(n)]
+
+
 @cache
 def make_clips(part, n, size):
-    """The first n clips of "train", "val" or "test" -> Split; its images are Senses."""
-    clips = [make_clip(FIRST_SEED[part] + i) for i in range(n)]
+    """The same as a Split; its images are Senses."""
+    clips = first_clips(part, n)
     images = np.stack([draw(clip.scene, size) for clip in clips])
     sounds = np.stack([spectrogram(waveform(clip)) for clip in clips])
     split = Split(Senses(images, sounds), [], [], [])
@@ -120,56 +123,44 @@ def alone_splits(options):
     """The same with rows of a picture alone, of a sound alone, and of text alone."""
     splits = []
     for part, split in zip(("train", "val"), sound_splits(options)):
-        split = split._replace(captions=[*split.captions], questions=[*split.questions])
-        splits.append(split)
-        for i in range(len(split.captions)):
-            clip, rng = make_clip(FIRST_SEED[part] + i), Random(f"{part} {i}")
-            present = sorted({o.name for o in clip.scene.objects})
-            absent = [name for name in OBJECTS if name not in present]
-            label = rng.choice(NO_YES)
-            name = rng.choice(present if label == "yes" else absent)
-            color, heard = rng.choice(list(COLORS)), ", ".join(clip.heard)
-            split.captions.append(Example(i, None, caption(clip.scene), "picture alone"))
-            split.captions.append(Example(i, None, f"You hear {heard}.", "sound alone"))
-            split.questions.extend([
-                Example(i, exist_question(name), label, "picture alone"),
-                Example(i, "What do you hear?", heard, "sound alone"),
-                Example(i, f"What color is my {color} {name}?", color, "text alone")])
+        captions, questions = [*split.captions], [*split.questions]
+        for i, clip in enumerate(first_clips(part, len(split.captions))):
+            o, heard = clip.scene.objects[0], ", ".join(clip.heard)
+            thing = f"{o.color} {o.name}"
+            captions.append(Example(i, None, caption(clip.scene), "picture alone"))
+            captions.append(Example(i, None, f"You hear {heard}.", "sound alone"))
+            questions.append(Example(i, f"What is at {o.place}?", thing, "picture alone"))
+            questions.append(Example(i, "What do you hear?", heard, "sound alone"))
+            questions.append(Example(i, f"What color is my {thing}?", o.color, "text alone"))
+        splits.append(split._replace(captions=captions, questions=questions))
     return splits
 
 
-def clues(clip, kind):
-    """What a guess can go by, without a look at the objects: name -> value."""
-    background = clip.scene.theme, len(clip.heard), clip.heard[0]
-    return {"the usual answer": kind, "sound and background": (kind, *background)}
-
-
-def seen_answers(clip, kind):
-    """The answers that any of the objects in the picture would give, without hearing."""
-    objects = clip.scene.objects
-    answers = {"color": [o.color for o in objects], "where": [o.place for o in objects],
-               "silent": sorted({o.name for o in objects}), "in image": NO_YES}
-    return answers.get(kind, [""])
+def with_backgrounds(clips):
+    """Yields (Example, background) for guess.py: a background can be heard, too."""
+    for i, clip in enumerate(clips):
+        background = clip.scene.theme, len(clip.heard), clip.heard[0]
+        for question in questions_about(clip):
+            yield Example(i, *question), background
 
 
 def guesses():
     """Markdown: what can be right without a look at the objects, and without hearing."""
-    train, test = ([make_clip(FIRST_SEED[part] + i) for i in range(n)]
-                   for part, n in (("train", 20_000), ("test", 1000)))
-    usual, found = defaultdict(Counter), defaultdict(lambda: defaultdict(list))
-    for clip in train:
-        for _, answer, kind in questions_about(clip):
-            for clue in clues(clip, kind).values():
-                usual[clue][answer] += 1
-    for clip in test:
-        for _, answer, kind in questions_about(clip):
-            for name, clue in clues(clip, kind).items():
-                guess = max(usual[clue], key=usual[clue].get, default=None)
-                found[name][kind].append(guess == answer)
-            answers = seen_answers(clip, kind)
-            found["an object that is seen"][kind].append(answers.count(answer) / len(answers))
-    return table([{"guessing, %": name} | {kind: percents([mean(shares[kind])]) for kind in shares}
-                  for name, shares in found.items()])
+    train, test = first_clips("train", 20_000), first_clips("test", 1000)
+    right = defaultdict(list)
+    for e, alone, precise in guessed(with_backgrounds(train), with_backgrounds(test)):
+        right["the usual answer", e.kind].append(alone)
+        right["sound and background", e.kind].append(precise)
+        objects = test[e.picture].scene.objects
+        seen = {
+            "hear": [""],
+            "in image": NO_YES,
+            "color": [o.color for o in objects],
+            "where": [o.place for o in objects],
+            "silent": sorted({o.name for o in objects}),
+        }[e.kind]
+        right["an object that is seen", e.kind].append(seen.count(e.answer) / len(seen))
+    return percent_table(right)
 
 
 def write_wav(clip, path):
@@ -185,8 +176,7 @@ def write_wav(clip, path):
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("clip", nargs="?", type=int, default=0, help="which test clip (default: 0)")
     parser.add_argument("--wav", metavar="FILE", help="write what it plays")
     options = parser.parse_args()

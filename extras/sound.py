@@ -39,16 +39,16 @@ from train import Trainer, accuracy_by_kind, load
 
 SOUND = 2  # the modality
 SOUND_ID = len(SPECIALS) + 255  # stands where a sound goes: the byte 255 is in no UTF-8 text
-ALONE = {"picture alone": [IMAGE], "sound alone": [SOUND], "text alone": []}  # by question kind
 LINES = Path("results/sound.jsonl")
 CLIPS = 1000  # that are asked about
+DRAWN = (1, 12, 18, 21)  # test questions of four kinds, about four clips
 FIGURES = "hear", "in image", "color", "where", "silent", "all questions"
 OPTIONS = "--batch-size 96 --pretrain-steps 800 --sft-steps 1600".split()
 
 
 class SoundDataset(Dataset):
-    """Rows with at most one picture and one sound after it. The images are Senses."""
-    order_of_parts = IMAGE, SOUND
+    """Rows with at most one picture and one sound. The images are Senses."""
+    sound_first = False
 
     def __init__(self, examples, senses, *rest):
         self.sounds = senses.sounds
@@ -58,10 +58,10 @@ class SoundDataset(Dataset):
         prompt, answer = super().layout(example)
         start = prompt.index(IMAGE_ID)
         stop = start + self.config.image_tokens
-        tokens = {IMAGE: prompt[start:stop], SOUND: [SOUND_ID] * FRAMES}
-        shown = ALONE.get(example.kind, self.order_of_parts)
-        parts = [token for modality in shown for token in tokens[modality]]
-        return prompt[:start] + parts + prompt[stop:], answer
+        picture, sound = prompt[start:stop], [SOUND_ID] * FRAMES
+        both = sound + picture if self.sound_first else picture + sound
+        alone = {"picture alone": picture, "sound alone": sound, "text alone": []}
+        return prompt[:start] + alone.get(example.kind, both) + prompt[stop:], answer
 
     def batch(self, indices, device="cpu", prompts_only=False):
         """As in data.py, but images and image_index are Senses: what there is, and whose it is."""
@@ -95,41 +95,31 @@ class Sound(Trainer):
 
 # Two more rows of the comparison, and the command line.
 
-class SoundFirstDataset(SoundDataset):
-    """Rows with the sound before the picture."""
-    order_of_parts = SOUND, IMAGE
-
-
 class SoundFirst(Sound):
     """Both stages with the sound before the picture."""
-    dataset_class = SoundFirstDataset
-
-
-class TextEdgesGPT(SoundGPT):
-    """mma with the edges to text alone: pictures and sounds are to each other as under causal."""
-
-    def mask(self, modality, generated, layer):
-        return super().mask(modality.clamp(max=IMAGE), generated, layer)
+    class dataset_class(SoundDataset):
+        sound_first = True
 
 
 class TextEdges(Sound):
-    """Fine-tuning with the edges to text alone."""
-    model_class = TextEdgesGPT
+    """mma with the edges to text alone: pictures and sounds are to each other as under causal."""
+    class model_class(SoundGPT):
+        def mask(self, modality, generated, layer):
+            return super().mask(modality.clamp(max=IMAGE), generated, layer)
 
 
 def ask_clips(run, part, dataset_class):
     """-> the figures of a run for its line in the results."""
     split = make_clips(part, CLIPS, run[0].config.image_size)
     answers = ask(run, split.images, split.questions, dataset_class)
-    right = [text == example.answer for text, example in zip(answers, split.questions)]
-    return {"kinds": accuracy_by_kind(split.questions, answers), "accuracy": mean(right)}
+    right = mean(text == example.answer for text, example in zip(answers, split.questions))
+    return {"kinds": accuracy_by_kind(split.questions, answers), "accuracy": right}
 
 
-def row(attention, trainer=Sound, start=Sound, splits=sound_splits):
+def row(attention, trainer=Sound, start=Sound):
     """A Row of compare.py."""
     options = ["--attention", attention, *OPTIONS]
-    data = splits.__name__.removesuffix("_splits")
-    return Row(options, data, splits, trainer, start, ask_clips)
+    return Row(options, "sound", sound_splits, trainer, start, ask_clips)
 
 
 ROWS = {
@@ -139,33 +129,31 @@ ROWS = {
     "prefix": row("prefix"),
     "mma": row("mma"),
     "mma, edges to text": row("mma", TextEdges),
-    "mma, some parts alone": row("mma", splits=alone_splits),
+    "mma, some parts alone": row("mma")._replace(data="alone", splits=alone_splits),
 }
 
 
 def draw_clips(runs):
-    """A picture of test clips, another one for each kind of question, and the answers of runs."""
-    split, first = make_clips("test", 100, SIZE), {}  # first: kind -> its first question
-    for example in split.questions:
-        shown = {other.picture for other in first.values()}
-        if example.kind not in ("hear", *first) and example.picture not in shown:
-            first[example.kind] = example
-    answers = {name: ask(run, split.images, first.values(), SoundDataset)
-               for name, run in runs.items()}
-    picture = Image.new("RGB", (20 + 300 * len(first), 540), PAPER)
+    """A picture of test clips with a question each, and the answers of runs."""
+    split = make_clips("test", 8, SIZE)
+    examples = [split.questions[i] for i in DRAWN]
+    answers = {}
+    for name, run in runs.items():
+        answers[name] = ask(run, split.images, examples, SoundDataset)
+    picture = Image.new("RGB", (20 + 300 * len(examples), 540), PAPER)
     pen = ImageDraw.Draw(picture)
-    for i, example in enumerate(first.values()):
+    for i, example in enumerate(examples):
         x, clip = 20 + 300 * i, make_clip(FIRST_SEED["test"] + example.picture)
         picture.paste(Image.fromarray(draw(clip.scene, 256)), (x, 20))
-        levels = 127 * (1 + split.images.sounds[example.picture].T[::-1].clip(-1, 1))  # low below
-        heard = Image.fromarray(levels.astype(np.uint8)).resize((256, 128), Image.NEAREST)
+        levels = split.images.sounds[example.picture].T[::-1]  # low tones below
+        gray = np.uint8(127 * (1 + levels.clip(-1, 1)))
+        heard = Image.fromarray(gray).resize((256, 128), Image.NEAREST)
         picture.paste(ImageOps.colorize(heard, PAPER, INK, mid=COLORS[1]), (x, 286))
-        lines = [(f"plays: {', '.join(clip.heard)}", INK), (example.prompt, INK)]
-        for name, texts in answers.items():
+        pen.text((x, 422), f"plays: {', '.join(clip.heard)}", INK, font(15))
+        pen.text((x, 448), example.prompt, INK, font(15))
+        for j, (name, texts) in enumerate(answers.items()):
             color = GREEN if texts[i] == example.answer else RED
-            lines.append((f"{name}: {texts[i]}", color))
-        for j, (text, color) in enumerate(lines):
-            pen.text((x, 422 + 26 * j), text, color, font(15))
+            pen.text((x, 474 + 26 * j), f"{name}: {texts[i]}", color, font(15))
     return picture
 
 
