@@ -136,9 +136,9 @@ def alone_splits(options):
     return splits
 
 
-def with_backgrounds(clips):
+def with_backgrounds(part, n):
     """Yields (Example, background) for guess.py: a background can be heard, too."""
-    for i, clip in enumerate(clips):
+    for i, clip in enumerate(first_clips(part, n)):
         background = clip.scene.theme, len(clip.heard), clip.heard[0]
         for question in questions_about(clip):
             yield Example(i, *question), background
@@ -146,12 +146,12 @@ def with_backgrounds(clips):
 
 def guesses():
     """Markdown: what can be right without a look at the objects, and without hearing."""
-    train, test = first_clips("train", 20_000), first_clips("test", 1000)
+    train, test = with_backgrounds("train", 20_000), with_backgrounds("test", 1000)
     right = defaultdict(list)
-    for e, alone, precise in guessed(with_backgrounds(train), with_backgrounds(test)):
+    for e, alone, precise in guessed(train, test):
         right["the usual answer", e.kind].append(alone)
         right["sound and background", e.kind].append(precise)
-        objects = test[e.picture].scene.objects
+        objects = make_clip(FIRST_SEED["test"] + e.picture).scene.objects
         seen = {
             "hear": [""],
             "in image": NO_YES,

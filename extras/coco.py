@@ -50,7 +50,7 @@ def convert(folder, part, path):
         for picture, line in known(annotations, instances, part):
             if picture in files:
                 out.write(json.dumps({"image": files[picture], **line}) + "\n")
-    print(f"{path}: {len(files):,} of {len(instances['images']):,} annotated pictures are in {part}")
+    print(f"{path}: {len(files):,} of {len(instances['images']):,} pictures are in {part}")
 
 
 def main():
