@@ -4,9 +4,10 @@
     python -m extras.figures scenes          scenes of the picture world with their captions
     python -m extras.figures answers [RUN]   test scenes with questions and the answers of a run
 
-Each writes results/NAME.png, or the file given with --out.
+Each writes results/NAME.png.
 """
-import argparse
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from os.path import getmtime
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import eval_pope
-from data import FIRST_SEED, Example, caption, draw, make_scene, questions_about
+from data import make_world
 from mma import IMAGE, KINDS, TEXT, attention_mask
 from model import pick_device
 from train import load
@@ -23,27 +24,18 @@ INK, PAPER = (30, 30, 30), (255, 255, 255)
 GREEN, RED = (20, 120, 60), (200, 30, 30)
 # Of Okabe and Ito: readers who are color-blind can tell them apart.
 COLORS = ((213, 94, 0), (0, 114, 178))
-
-
-def font(size):
-    """Pillow's own font, in pixels."""
-    return ImageFont.load_default(size)
+font = ImageFont.load_default  # takes the size in pixels
 
 
 def newest_run():
-    """The folder of the run that was saved last."""
-    checkpoints = sorted(Path("runs").glob("*/model.pt"), key=lambda path: path.stat().st_mtime)
-    if not checkpoints:
-        raise SystemExit("no trained model under runs/; `python train.py` makes one")
-    return checkpoints[-1].parent
+    """The folder of the run that was saved last, or runs/, which `train.load` finds empty."""
+    checkpoints = Path("runs").glob("*/model.pt")
+    return max(checkpoints, key=getmtime, default=Path("runs/model.pt")).parent
 
 
 def write(picture, path):
     """Write a Pillow picture to a file, and say so."""
-    try:
-        picture.save(path, optimize=True)
-    except (OSError, ValueError) as error:  # ValueError: an ending that Pillow does not know
-        raise SystemExit(f"{path}: cannot be written ({error})")
+    picture.save(path, optimize=True)
     print(f"wrote {path}")
 
 
@@ -90,61 +82,63 @@ def draw_masks():
     return picture
 
 
-# Scenes.
+# Pictures of scenes.
 
-def sheet(scenes, lines):
-    """A picture of scenes, each above its lines of text: a list of (text, color) for each scene."""
-    side, width, columns = 256, 292, 4  # width and height: of a scene with its margin and text
-    height = side + 22 * max(map(len, lines)) + 28
-    rows = -(-len(scenes) // columns)
-    picture = Image.new("RGB", (width * columns, height * rows + 14), PAPER)
-    pen = ImageDraw.Draw(picture)
-    for i, scene in enumerate(scenes):
+SIDE = 256  # of a picture, in pixels
+
+
+def sheet(pictures, lines):
+    """Square pictures, each above its lines of text: a list of (text, color) for each picture."""
+    columns = min(4, len(pictures))
+    rows = -(-len(pictures) // columns)
+    width, height = 292, SIDE + 28 + 22 * max(map(len, lines))  # with margin and text
+    whole = Image.new("RGB", (width * columns, height * rows + 14), PAPER)
+    pen = ImageDraw.Draw(whole)
+    for i, picture in enumerate(pictures):
         row, column = divmod(i, columns)
         x, y = 14 + column * width, 14 + row * height
-        picture.paste(Image.fromarray(draw(scene, side)), (x, y))
-        for j, (text, color) in enumerate(lines[i]):
-            pen.text((x, y + side + 6 + 22 * j), text, color, font(15))
-    return picture
+        whole.paste(Image.fromarray(picture).resize((SIDE, SIDE)), (x, y))
+        y += SIDE + 6
+        for text, color in lines[i]:
+            pen.text((x, y), text, color, font(15))
+            y += 22
+    return whole
 
 
-def draw_answers(run, scenes):
-    """Scenes with three questions each and a run's answers, wrong ones in red."""
-    size = run[0].config.image_size
+def answer_lines(run, questions):
+    """Three questions about each of twelve test scenes, and a run's answers, wrong ones in red."""
     examples = []
-    for i, asked in enumerate(questions_about(scenes, seed=0)):
+    for i in range(12):
+        asked = [example for example in questions if example.picture == i]
         exist, others = asked[:2], asked[2:]
-        chosen = exist[i % 2], others[2 * i % len(others)], others[(2 * i + 1) % len(others)]
-        examples += [Example(i, *question) for question in chosen]
-    answers = eval_pope.ask(run, np.stack([draw(scene, size) for scene in scenes]), examples)
-    lines = [[] for _ in scenes]
-    for example, answer in zip(examples, answers):
+        n = len(others)
+        examples += [exist[i % 2], others[2 * i % n], others[(2 * i + 1) % n]]
+    images = make_world("test", 12, size=run[0].config.image_size).images
+    lines = [[] for _ in images]
+    for example, answer in zip(examples, eval_pope.ask(run, images, examples)):
         text, color = f"    {answer}", GREEN
         if answer != example.answer:
             text, color = f"{text}   (right: {example.answer})", RED
         lines[example.picture] += [(example.prompt, INK), (text, color)]
-    return sheet(scenes, lines)
+    return lines
 
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("figure", choices=("masks", "scenes", "answers"))
-    add("run", nargs="?", help="run folder, for answers (default: the newest run)")
-    add("--out", metavar="FILE", help="what to write (default: results/FIGURE.png)")
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("figure", choices=("masks", "scenes", "answers"))
+    parser.add_argument("run", nargs="?", help="of the answers (default: the newest run)")
     options = parser.parse_args()
-    scenes = [make_scene(FIRST_SEED["test"] + i) for i in range(12)]
-    out = options.out or f"results/{options.figure}.png"
+    world = make_world("test", 12, size=SIDE)
     if options.figure == "masks":
         picture = draw_masks()
     elif options.figure == "scenes":
-        captions = [[(text, INK) for text in caption(scene).split(", ")] for scene in scenes]
-        picture = sheet(scenes, captions)
+        texts = [example.answer.split(", ") for example in world.captions]
+        picture = sheet(world.images, [[(text, INK) for text in lines] for lines in texts])
     else:
-        picture = draw_answers(load(options.run or newest_run(), pick_device()), scenes)
-    write(picture, out)
+        run = load(options.run or newest_run(), pick_device())
+        picture = sheet(world.images, answer_lines(run, world.questions))
+    write(picture, f"results/{options.figure}.png")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,8 @@
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
-from PIL import Image
 
-from data import make_scene
+from data import make_world
 from extras import figures
 
 MASKS = """\
@@ -27,13 +25,13 @@ MASKS = """\
 
 
 def test_masks_are_those_of_the_paper():
-    picture = np.array(figures.draw_masks())
+    picture = figures.draw_masks()
     colors = {"█": (70, 92, 130), "▒": (240, 140, 20), "·": (235, 237, 240)}
     for q, line in enumerate(MASKS.splitlines()[1:]):
         for i in range(4):
             for k, sign in enumerate(line[13 + 16 * i:26 + 16 * i]):
-                pixel = picture[150 + 22 * q + 11, 118 + (13 * 22 + 34) * i + 22 * k + 11]
-                assert tuple(pixel) == colors[sign]
+                middle = 129 + 320 * i + 22 * k, 161 + 22 * q  # of a cell
+                assert picture.getpixel(middle) == colors[sign]
 
 
 def test_wrong_answers_are_red(monkeypatch):
@@ -42,8 +40,8 @@ def test_wrong_answers_are_red(monkeypatch):
 
     monkeypatch.setattr(figures.eval_pope, "ask", answer)
     model = SimpleNamespace(config=SimpleNamespace(image_size=64))
-    sheet = figures.draw_answers((model, None, None), [make_scene(i) for i in range(4)])
-    text = np.array(sheet)[276:]  # below the pictures
-    red, green = (np.argwhere((text == color).all(-1)) for color in (figures.RED, figures.GREEN))
-    assert len(green) > 100 and len(red) > 10
-    assert (red.min(0) > (100, 3 * 292)).all()  # the last line of the last scene
+    lines = figures.answer_lines((model,), make_world("test", 12).questions)
+    sheet = np.array(figures.sheet(np.zeros((12, 8, 8, 3), np.uint8), lines))
+    red, green = ((sheet == color).all(-1) for color in (figures.RED, figures.GREEN))
+    assert green.sum() > 100
+    assert red[-50:, 3 * 292:].sum() == red.sum() > 10  # the last line of the last scene
