@@ -1,7 +1,7 @@
-"""Other masks, models and trainings, as small subclasses. `compare.py` and `intervene.py` use them.
+"""Other masks, models and trainings. `compare.py` and `intervene.py` use them.
 
-Each overrides one seam: `MultimodalGPT.mask` and `positions`, `Dataset.layout` and `batch`, or a
-step of the `Trainer`.
+Each class overrides one seam: `MultimodalGPT.mask` and `positions`, `Dataset.layout` and `batch`,
+or a step of the `Trainer`.
 """
 from random import Random
 
@@ -21,18 +21,14 @@ class Intervened(MultimodalGPT):
 
     def mask(self, modality, generated, layer):
         """As mma.attention_mask, (B, 1, T, T); modality may hold OTHER, for tokens of A."""
-        other = modality == OTHER
-        image, text = modality == IMAGE, modality == TEXT
+        other, text = modality == OTHER, modality == TEXT
+        b = text & (other.cumsum(1) > 0)  # all text from question B on
+        hidden = b if layer in self.swapped else other  # from the image tokens
+        if layer in self.closed:
+            hidden = hidden | (text & (text.cumsum(1) > 1))  # all text but <user>
+        blocked = (modality == IMAGE)[:, :, None] & hidden[:, None, :]
+        blocked |= b[:, :, None] & other[:, None, :]  # B never sees A
         mask = attention_mask(modality.where(~other, TEXT), generated, self.attention)
-        if layer in self.closed:  # all text but <user>
-            question = text & (text.cumsum(1) > 1)
-            mask = mask & ~(image[:, :, None] & question[:, None, :])[:, None]
-        if not other.any():
-            return mask
-        after = other.cumsum(1) > 0
-        hidden = text & after if layer in self.swapped else other  # from the image tokens
-        blocked = image[:, :, None] & hidden[:, None, :]
-        blocked |= (text & after)[:, :, None] & other[:, None, :]  # B never sees A
         return mask & ~blocked[:, None]
 
     def positions(self, modality):
@@ -72,10 +68,7 @@ class OtherQuestions(TwoQuestions):
 
 class ScrambledModel(Intervened):
     """Image tokens see the other question alone, and the text sees the true one alone."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.swapped = range(len(self.blocks))
+    swapped = range(99)  # every layer
 
 
 class Scrambled(Trainer):
@@ -89,38 +82,26 @@ class CCAModel(MultimodalGPT):
     def positions(self, modality):
         """(B, T): the tokens of a ring share a position; the text goes on after the last ring."""
         n = self.config.image_tokens
-        side = round(n ** 0.5)
-        index = torch.arange(n, device=modality.device)
-        row, column = index // side, index % side
-        ring = torch.stack([row, column, side - 1 - row, side - 1 - column]).amin(0)  # (n,)
-        image = (modality == IMAGE).long()
-        text = (modality != PAD).long() - image
+        line = torch.arange(round(n ** 0.5), device=modality.device)
+        to_border = line.minimum(line.flip(0))
+        ring = to_border[:, None].minimum(to_border).flatten()  # (n,)
+        text, image = (modality == TEXT).long(), (modality == IMAGE).long()
         text_before = text.cumsum(1) - text
         image_before = image.cumsum(1) - image
+        pictures_before = image_before // n
         within = ring[image_before % n] * image
-        return text_before + image_before // n * (ring.max() + 1) + within
+        return text_before + pictures_before * (ring.max() + 1) + within
 
     def mask(self, modality, generated, layer):
         """(B, 1, T, T): a token sees all that is not at a later position."""
-        at, real = self.positions(modality), modality != PAD
-        allowed = at[:, None, :] <= at[:, :, None]
-        allowed &= real[:, None, :] & real[:, :, None]
-        itself = torch.eye(at.shape[1], dtype=torch.bool, device=at.device)
-        return (allowed | itself)[:, None]
+        at = self.positions(modality)
+        later = at[:, None, :] > at[:, :, None]
+        return attention_mask(modality, generated, "image") & ~later[:, None]
 
 
 class CCA(Trainer):
     """Both stages under concentric causal attention."""
     model_class = CCAModel
-
-
-def instructed(options):
-    """The splits with captions that answer an instruction, which can stand before the picture."""
-    splits = []
-    for split in load_splits(options):
-        captions = [e._replace(prompt="Describe the image.") for e in split.captions]
-        splits.append(split._replace(captions=captions))
-    return splits
 
 
 class DOT(Trainer):
@@ -136,3 +117,12 @@ class DOT(Trainer):
     def train_step(self):
         self.data = self.text_first if 2 * self.step < self.steps else self.picture_first
         return super().train_step()
+
+
+def instructed(options):
+    """The splits with captions that answer an instruction, which can stand before the picture."""
+    splits = []
+    for split in load_splits(options):
+        captions = [e._replace(prompt="Describe the image.") for e in split.captions]
+        splits.append(split._replace(captions=captions))
+    return splits
