@@ -1,13 +1,14 @@
-"""Other masks, models and trainings. `compare.py` and `intervene.py` use them.
+"""Other masks, trainings, captions and questions. `compare.py` and `intervene.py` use them.
 
 Each class overrides one seam: `MultimodalGPT.mask` and `positions`, `Dataset.layout` and `batch`,
 or a step of the `Trainer`.
 """
+from functools import partial
 from random import Random
 
 import torch
 
-from data import Dataset
+from data import PLACES, Dataset
 from mma import IMAGE, PAD, TEXT, attention_mask
 from model import MultimodalGPT
 from train import Trainer, load_splits
@@ -126,3 +127,36 @@ def instructed(options):
         captions = [e._replace(prompt="Describe the image.") for e in split.captions]
         splits.append(split._replace(captions=captions))
     return splits
+
+
+def one_way(split, order=list):
+    """Captions that say what is at each place, and never where a thing is: "top-left red fish".
+
+    order: function that sorts the phrases.
+    """
+    captions = []
+    for example in split.captions:
+        phrases = [phrase.split() for phrase in example.answer.split(", ")]
+        phrases = [sorted(words, key=lambda word: word not in PLACES) for words in phrases]
+        text = ", ".join(" ".join(words) for words in order(phrases))
+        captions.append(example._replace(answer=text))
+    return split._replace(captions=captions)
+
+
+def in_order(split):
+    """The same from the top left to the bottom right."""
+    return one_way(split, lambda phrases: sorted(phrases, key=lambda words: PLACES.index(words[0])))
+
+
+def once(split, kind):
+    """At most one question of a kind about each picture."""
+    first = {}
+    for e in split.questions:
+        first.setdefault((e.picture, e.kind), e)
+    kept = [e for e in split.questions if e.kind != kind or e is first[e.picture, kind]]
+    return split._replace(questions=kept)
+
+
+# By the name in `compare.py --mix`: Split -> Split.
+MIXES = {"one-way": one_way, "in-order": in_order, "one-exist": partial(once, kind="exist"),
+         "one-exist_color": partial(once, kind="exist_color")}
