@@ -8,8 +8,8 @@
 
 Each seed is pre-trained once, and its rows are fine-tuned from there on the same data. The search
 tries learning rates of fine-tuning on validation scenes; then each row is trained at the one that
-was best for it, and asked about test scenes. A finished run adds a line to results/runs.jsonl. Stop
-at any time: the same command skips finished runs.
+was best for it, and asked about test scenes. Runs lie in runs/compare-ROW-seedSEED-RATE-DIGEST; a
+finished one adds a line to results/runs.jsonl. Stop at any time: the same command skips it.
 """
 import json
 import re
@@ -86,7 +86,7 @@ def trained(name, options, row):
     words = re.sub(r"[^\w.]+", "-", f"compare-{name}")
     options.name = f"{words}-{sha256(told.encode()).hexdigest()[:8]}"
     folder = Path("runs", options.name)
-    begun, started = folder.exists(), time.monotonic()
+    begun, started = (folder / "model.pt").exists(), time.monotonic()
     if begun and train.load(folder, model_class=row.trainer.model_class)[2]["finished"]:
         return folder
     splits = row.splits(options)

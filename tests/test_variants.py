@@ -12,9 +12,9 @@ from model import Config, Tokenizer
 
 QUESTIONS = ["Is there a fish?", "Is there a cup?", "What color is the key?"]
 TOKENIZER = Tokenizer.build(["yes no", *QUESTIONS] * 2)
-EXAMPLES = [Example(i, prompt, "yes", "exist") for i, prompt in enumerate(QUESTIONS)]
+EXAMPLES = [Example(i, prompt, "yes", "exist") for i, prompt in enumerate(3 * QUESTIONS)]
 CONFIG = Config(len(TOKENIZER.pieces), width=32, heads=2, layers=2, vit_layers=1)
-IMAGES = np.zeros((3, 64, 64, 3), np.uint8)
+IMAGES = np.zeros((9, 64, 64, 3), np.uint8)
 
 
 @pytest.mark.parametrize("row, positions", [
@@ -38,7 +38,7 @@ def test_concentric_attention_goes_from_ring_to_ring(row, positions):
 def test_scrambled_shows_the_picture_another_question_and_the_text_its_own():
     dataset = variants.OtherQuestions(EXAMPLES, IMAGES, TOKENIZER, CONFIG)
     model = variants.ScrambledModel(CONFIG, "mma")
-    batch = dataset.batch(range(3))
+    batch = dataset.batch(range(9))
     masks = model.mask(batch["modality"], batch["generated"], 1)[:, 0]
     for row, (example, mask) in enumerate(zip(EXAMPLES, masks)):
         modality, ids = batch["modality"][row], batch["ids"][row]
