@@ -129,7 +129,7 @@ def existence(run, part, dataset_class):
     """Ask for all objects of the picture world in half of the scenes -> two dicts.
 
     false_yes: on how many of ten training scenes of its theme an object is -> share of "yes" where
-    it is not. by_objects: number of objects in the scene -> accuracy, as if half of them were there.
+    it is not. by_objects: number of objects in the scene -> accuracy, as if half were there.
     """
     shown, false_yes, right = defaultdict(list), defaultdict(list), defaultdict(list)
     for example in all_objects("train", 5000):

@@ -113,8 +113,8 @@ def short_table(lines):
             best = " (best)" if rate == best_rate(name, lines, steps, mix=mix) else ""
             row = {"captions": mix, "mask": name, "rate": f"{rate}{best}"}
             for figure in ("adversarial", "all questions"):
-                shares = [share(run, figure) for run in found[name, rate].values()]
-                row[f"{figure}, %"] = " ".join(f"{100 * share:.0f}" for share in shares)
+                points = [100 * share(run, figure) for run in found[name, rate].values()]
+                row[f"{figure}, %"] = " ".join(f"{x:.0f}" for x in points)
             rows.append(row)
     return table(rows)
 

@@ -1,4 +1,4 @@
-"""The rows of the comparison beyond the masks of mma.py do what their papers, or their names, say."""
+"""The rows beyond the masks of mma.py do what their papers, or their names, say."""
 import numpy as np
 import pytest
 import torch
