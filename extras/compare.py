@@ -3,22 +3,23 @@
     python -m extras.compare --search --rows causal mma --seeds 100 101   the rate of each row
     python -m extras.compare --rows causal mma --seeds 0 1 2              at that rate
     python -m extras.compare --seeds 0 -- --sft-steps 1800    options after -- go to train.py
-    python -m extras.compare --seeds 0 --mix one-way          other captions, see mixes.py
+    python -m extras.compare --seeds 0 --mix one-way          other captions, see variants.py
     python -m extras.compare --table                          the tables of all finished runs
 
 Each seed is pre-trained once, and its rows are fine-tuned from there on the same data. The search
 tries learning rates of fine-tuning on validation scenes; then each row is trained at the one that
-was best for it, and asked about test scenes. A finished run adds a line to results/runs.jsonl. Stop
-at any time: the same command skips finished runs.
+was best for it, and asked about test scenes. Runs lie in runs/compare-ROW-seedSEED-RATE-DIGEST; a
+finished one adds a line to results/runs.jsonl. Stop at any time: the same command skips it.
 """
-import argparse
 import json
 import re
 import time
-from collections import Counter, defaultdict, namedtuple
-from functools import cache
+from argparse import ArgumentParser, Namespace
+from collections import defaultdict, namedtuple
+from hashlib import sha256
+from itertools import product
 from pathlib import Path
-from statistics import mean
+from statistics import fmean
 from subprocess import getoutput
 
 import torch
@@ -27,13 +28,10 @@ import train
 from data import (FIRST_SEED, NO_YES, OBJECTS, Example, exist_question, make_scene, make_world,
                   read_lines)
 from eval_pope import SPLITS, ask, ask_own
-from extras.mixes import MIXES
 from extras.tables import best_rate, paired_table, short_table, tables
-from extras.variants import CCA, DOT, Scrambled, instructed
+from extras.variants import CCA, DOT, MIXES, Scrambled, instructed
 from model import pick_device
 
-RATES = (0.01, 0.02, 0.03, 0.04)
-OWN = {"--attention", "--order", "--seed", "--name", "--pretrained"}  # not for the user to set
 RUNS = Path("results/runs.jsonl")
 PARTS = {"search": "val", "test": "test"}  # split of a line -> scenes that are asked about
 SCENES = 1000  # POPE asks about 500 of them
@@ -46,11 +44,10 @@ def ask_world(run, part, dataset_class):
     part: "val" or "test".
     """
     figures = ask_own(run, SCENES, part, dataset_class)
-    own = {} if run[2]["options"]["data"] else existence(run, part, dataset_class)
-    pope = [split for split in SPLITS if split in figures]
-    return {**{split: figures[split]["accuracy"] for split in pope},
-            "yes_ratio": {split: figures[split]["yes_ratio"] for split in pope},
-            "kinds": figures.get("kinds", {}), "accuracy": figures.get("accuracy"), **own}
+    for split in figures.keys() & SPLITS:
+        figures[split] = figures[split]["accuracy"]
+    own_data = run[2]["options"]["data"]
+    return figures if own_data else figures | existence(run, part, dataset_class)
 
 
 # options: of train.py. data: its name. splits: makes it from parsed options. trainer: of
@@ -70,61 +67,47 @@ ROWS = {
 }
 
 
-def changed(arguments, without):
-    """Options of train.py -> dict of those that differ from the default and change the result."""
-    options = vars(train.parse(arguments))
-    default = vars(train.parse(["--preset", options["preset"]])) | {"preset": "tiny"}
-    kept = sorted(options.keys() - {*without, "name", "seed", "device", "save_every"})
-    return {key: options[key] for key in kept if options[key] != default[key]}
+def settings(row, options):
+    """What a Row and the command line change, as in a line of the results; see tables.DEFAULTS."""
+    run = train.parse([*row.options, *options.train])
+    given = vars(train.parse(options.train)).items() - vars(train.parse([])).items()
+    elsewhere = ("data", "seed", "sft_lr", "sft_steps", "name", "device", "save_every")
+    return {"steps": run.sft_steps, "mix": " ".join(row.mix) or "default",
+            "data": Path(run.data).name if run.data else row.data,
+            "options": {key: value for key, value in sorted(given) if key not in elsewhere}}
 
 
-def trained(words, seed, arguments, row):
-    """Train a run, or finish it, or find it finished -> its folder. words: its name."""
-    if row.splits is not train.load_splits:
-        words = [*words, row.splits.__name__]
-    words = [*words, *row.mix]
-    folder = Path("runs") / re.sub(r"[^\w.]+", "-", "-".join(words))
-    options = train.parse([*arguments, "--seed", str(seed), "--name", folder.name])
-    if folder.exists():
-        checkpoint = train.load(folder, model_class=row.trainer.model_class)[2]
-        check_options(folder, checkpoint["options"], vars(options))
-        if checkpoint["finished"]:
-            return folder
+def trained(name, options, row):
+    """Train a run, or finish it, or find it finished -> its folder.
+
+    It is named by a digest of all options: another option or default is another run.
+    """
+    told = repr([sorted(vars(options).items()), row.data, row.mix])
+    words = re.sub(r"[^\w.]+", "-", f"compare-{name}")
+    options.name = f"{words}-{sha256(told.encode()).hexdigest()[:8]}"
+    folder = Path("runs", options.name)
+    begun, started = (folder / "model.pt").exists(), time.monotonic()
+    if begun and train.load(folder, model_class=row.trainer.model_class)[2]["finished"]:
+        return folder
     splits = row.splits(options)
-    for name in row.mix:
-        splits = MIXES[name](splits)
-    if folder.exists():
+    for mix in row.mix:
+        splits = [MIXES[mix](split) for split in splits]
+    if begun:
         train.resume(folder, splits, row.trainer).train()
     else:
-        started = time.monotonic()
         train.start(options, splits, row.trainer).train()
         (folder / "seconds").write_text(f"{time.monotonic() - started:.0f}")
     return folder
 
 
-def check_options(folder, found, wanted):
-    """SystemExit if a run has other options: a default has changed since it was trained."""
-    ignored = {*train.SIZES, "pretrain_steps", "device", "save_every"}
-    if not wanted["sft_steps"]:
-        ignored |= {*SFT_ONLY}
-    other = [key for key in wanted.keys() - ignored if found[key] != wanted[key]]
-    if other:
-        raise SystemExit(f"{folder} has another {', '.join(other)}; move it away")
-
-
-def fine_tuned(name, seed, arguments, row):
+def fine_tuned(name, options, row):
     """Pre-train a seed unless that is done, and fine-tune it -> folders of the two stages."""
-    def words(name, options):
-        return [f"compare-{name}-seed{seed}", *(f"{key}-{options[key]}" for key in options)]
-
-    own_start = row.start is not train.Trainer
-    before = f"pretrained-{row.start.__name__}" if own_start else "pretrained"
-    pretrained = trained(words(before, changed(arguments, SFT_ONLY)), seed,
-                         [*arguments, "--sft-steps", "0"], row._replace(trainer=row.start))
-    arguments = [*arguments, "--pretrained", str(pretrained / "model.pt")]
-    kind = train.parse(arguments).attention if row.trainer is train.Trainer else name
-    own = changed(arguments, ["attention", "pretrained"])
-    return pretrained, trained(words(kind, own), seed, arguments, row)
+    default = vars(train.parse([]))
+    start = vars(options) | {key: default[key] for key in SFT_ONLY} | {"sft_steps": 0}
+    pretrained = trained(f"pretrained-{row.start.__name__}-seed{options.seed}",
+                         Namespace(**start), row._replace(trainer=row.start))
+    options.pretrained = str(pretrained / "model.pt")
+    return pretrained, trained(f"{name}-seed{options.seed}-{options.sft_lr}", options, row)
 
 
 def take_off(curve, least=0.6):
@@ -133,40 +116,35 @@ def take_off(curve, least=0.6):
     return next((step for step, _ in curve if step > low), None)
 
 
-@cache
-def plausibility():
-    """(object, theme) -> how many of ten training scenes of the theme show the object."""
-    themes, seen = Counter(), Counter()
-    for seed in range(5000):
-        scene = make_scene(FIRST_SEED["train"] + seed)
-        themes[scene.theme] += 1
-        seen.update((name, scene.theme) for name in {o.name for o in scene.objects})
-    return {(name, theme): round(10 * seen[name, theme] / themes[theme])
-            for name in OBJECTS for theme in themes}
+def all_objects(part, n):
+    """Questions for every object in n scenes: yields Examples whose kind is (object, Scene)."""
+    for i in range(n):
+        scene = make_scene(FIRST_SEED[part] + i)
+        present = {o.name for o in scene.objects}
+        for name in OBJECTS:
+            yield Example(i, exist_question(name), NO_YES[name in present], (name, scene))
 
 
 def existence(run, part, dataset_class):
     """Ask for all objects of the picture world in half of the scenes -> two dicts.
 
-    false_yes: plausibility (of ten) -> share of "yes" for what is not there.
-    by_objects: number of objects in the scene -> accuracy, as if half of them were there.
+    false_yes: on how many of ten training scenes of its theme an object is -> share of "yes" where
+    it is not. by_objects: number of objects in the scene -> accuracy, as if half were there.
     """
-    split, plausible = make_world(part, SCENES // 2, 0, run[0].config.image_size), plausibility()
-    scenes = [make_scene(FIRST_SEED[part] + i) for i in range(len(split.objects))]
-    examples, false_yes, right = [], defaultdict(list), defaultdict(list)
-    for i, present in enumerate(split.objects):
-        for name in OBJECTS:
-            label = NO_YES[name in present]
-            examples.append(Example(i, exist_question(name), label, name))
-    for example, text in zip(examples, ask(run, split.images, examples, dataset_class)):
-        scene = scenes[example.picture]
+    shown, false_yes, right = defaultdict(list), defaultdict(list), defaultdict(list)
+    for example in all_objects("train", 5000):
+        name, scene = example.kind
+        shown[name, scene.theme].append(example.answer == "yes")
+    images = make_world(part, SCENES // 2, 0, run[0].config.image_size).images
+    examples = list(all_objects(part, len(images)))
+    for example, text in zip(examples, ask(run, images, examples, dataset_class)):
+        name, scene = example.kind
         right[len(scene.objects), example.answer].append(text == example.answer)
         if example.answer == "no":
-            false_yes[plausible[example.kind, scene.theme]].append(text == "yes")
+            false_yes[round(10 * fmean(shown[name, scene.theme]))].append(text == "yes")
     numbers = sorted({number for number, _ in right})
-    return {"false_yes": {key: round(mean(false_yes[key]), 4) for key in sorted(false_yes)},
-            "by_objects": {key: round(mean(mean(right[key, label]) for label in NO_YES), 4)
-                           for key in numbers}}
+    return {"false_yes": {key: fmean(false_yes[key]) for key in sorted(false_yes)},
+            "by_objects": {n: fmean(fmean(right[n, label]) for label in NO_YES) for n in numbers}}
 
 
 def measured(folder, device, part, row):
@@ -193,60 +171,48 @@ def machine(device):
     return f"{name}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}"
 
 
-def queue(rows, seeds, extra, path, split="test"):
-    """Train and ask what has no line in `path` yet. rows: pairs of name and Row."""
-    if clash := OWN & {word.split("=")[0] for word in extra}:
-        raise SystemExit(f"{' '.join(sorted(clash))}: set for each run; don't give it after --")
-    done = [run for _, run in read_lines(path)] if path.exists() else []
-    device, version = pick_device(train.parse(extra).device), commit()
-    for seed in seeds:
-        for name, row in rows:
-            arguments = [*row.options, *extra]
-            options = train.parse(arguments)
-            line = {"row": name, "seed": seed, "learning_rate": options.sft_lr,
-                    "steps": options.sft_steps, "split": split, **settings(row, extra)}
-            if any(line.items() <= run.items() for run in done):
-                continue
-            print(f"\n{name}, seed {seed}", flush=True)
-            folders = fine_tuned(name, seed, arguments, row)
-            line |= measured(folders[-1], device, PARTS[split], row)
-            if all((folder / "seconds").exists() for folder in folders):  # never interrupted
-                line["seconds"] = [int((folder / "seconds").read_text()) for folder in folders]
-            line |= {"commit": version, "machine": machine(device)}
-            with open(path, "a") as file:
-                file.write(json.dumps(line) + "\n")
+def recorded(path):
+    """The lines of all finished runs."""
+    return [line for _, line in read_lines(path)] if path.exists() else []
 
 
-def settings(row, extra):
-    """What the options of a Row and further ones change, as in its line; see tables.DEFAULTS."""
-    data = train.parse(extra).data
-    return {"mix": " ".join(row.mix) or "default", "data": Path(data).name if data else row.data,
-            "options": changed(extra, ("sft_lr", "sft_steps", "data"))}
+def queue(rows, options, path, split="test"):
+    """Train and ask what has no line in `path` yet. rows: of name, Row, and learning rate."""
+    done, version = recorded(path), commit()
+    for seed, (name, row, rate) in product(options.seeds, rows):
+        run = train.parse([*row.options, "--sft-lr", str(rate), *options.train])
+        run.seed = seed
+        line = {"row": name, "seed": seed, "learning_rate": run.sft_lr, "split": split,
+                **settings(row, options)}
+        if any(line.items() <= other.items() for other in done):
+            continue
+        print(f"\n{name}, seed {seed}", flush=True)
+        folders, device = fine_tuned(name, run, row), pick_device(run.device)
+        line |= measured(folders[-1], device, PARTS[split], row)
+        if all((folder / "seconds").exists() for folder in folders):  # never interrupted
+            line["seconds"] = [int((folder / "seconds").read_text()) for folder in folders]
+        line |= {"commit": version, "machine": machine(device)}
+        with open(path, "a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
-def at_rate(row, rate):
-    """A Row at a learning rate."""
-    return row._replace(options=[*row.options, "--sft-lr", str(rate)])
-
-
-def search(name, row, seeds, extra, path, rates):
+def search(name, row, options, path):
     """Try learning rates for a row, going on while the last one at either end is the best."""
-    rates, steps = list(rates), train.parse([*row.options, *extra]).sft_steps
+    rates = options.search or [0.01, 0.02, 0.03, 0.04]
     while True:
-        queue([(name, at_rate(row, rate)) for rate in rates], seeds, extra, path, "search")
-        lines = [run for _, run in read_lines(path)]
-        best = best_rate(name, lines, steps, **settings(row, extra))
+        queue([(name, row, rate) for rate in rates], options, path, "search")
+        best = best_rate(name, recorded(path), **settings(row, options))
         if best == rates[-1]:
-            rates.append(round(best + 0.01, 3))
+            rates = [*rates, round(best + 0.01, 3)]
         elif best == rates[0]:
-            rates.insert(0, best / 2)
+            rates = [best / 2, *rates]
         else:
             return
 
 
 def arguments(description, rows):
     """A parser of the command line for some rows."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = ArgumentParser(description=description)
     add = parser.add_argument
     add("--rows", nargs="+", choices=rows, default=rows, help="default: all")
     add("--seeds", nargs="+", type=int, default=[0], help="default: 0")
@@ -260,22 +226,18 @@ def arguments(description, rows):
 
 def compare(options, rows, path, like=None):
     """Do what the command line asks -> the lines of all runs in the file `path`."""
-    rows = {name: rows[name]._replace(mix=options.mix) for name in options.rows}
-    lines = [run for _, run in read_lines(path)] if path.exists() else []
-    extra = options.train
+    lines, chosen = recorded(path), []
     if options.table:
         return lines
-    if options.search is not None:
-        for name, row in rows.items():
-            search(name, row, options.seeds, extra, path, options.search or RATES)
-    else:
-        chosen = []
-        for name, row in rows.items():
-            steps = train.parse([*row.options, *extra]).sft_steps
-            rate = best_rate(name, lines, steps, like, **settings(row, extra))
-            chosen.append((name, at_rate(row, rate)))
-        queue(chosen, options.seeds, extra, path)
-    return [run for _, run in read_lines(path)]
+    for name in options.rows:
+        row = rows[name]._replace(mix=options.mix)
+        if options.search is None:
+            rate = best_rate(name, lines, like=like, **settings(row, options))
+            chosen.append((name, row, rate))
+        else:
+            search(name, row, options, path)
+    queue(chosen, options, path)
+    return recorded(path)
 
 
 def main():

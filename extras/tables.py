@@ -30,97 +30,91 @@ def percents(shares):
     return " ".join(f"{100 * share:.1f}" for share in shares)
 
 
-def tables(lines, order):
-    """Markdown: for all runs with the same settings a table of POPE and one of question kinds."""
-    groups, parts = {}, []
+def share(run, figure):
+    """The accuracy of a run on a split of POPE, a kind of question, or all questions."""
+    return {**run, **run["kinds"], "all questions": run["accuracy"]}[figure]
+
+
+def by_row(lines, **wanted):
+    """The runs with these settings: (row, learning rate) -> seed -> run."""
+    found = defaultdict(dict)
     for run in sorted(lines, key=lambda run: run["seed"]):
-        group = groups.setdefault(tuple(str(run[key]) for key in SETTINGS), {})
-        group.setdefault((run["row"], run["learning_rate"]), []).append(run)
-    names = [*order]
-    for values, found in groups.items():
-        rows = {key: found[key] for key in sorted(found, key=lambda k: (names.index(k[0]), k[1]))}
-        title = dict(zip(SETTINGS, values))
-        for key in ("commit", "machine"):
-            title[key] = " and ".join(sorted({run[key] for runs in rows.values() for run in runs}))
-        title = [f"{key} {value}" for key, value in title.items() if value != "{}"]
-        parts.append(", ".join(title))
-        if all("random" in run for runs in rows.values() for run in runs):
-            parts.append(table([pope_row(*key, runs) for key, runs in rows.items()]))
-        parts.append(table([kinds_row(*key, runs) for key, runs in rows.items()]))
-    return "\n\n".join(parts)
-
-
-def pope_row(name, rate, runs):
-    """A row of the table of POPE: every seed, the median, and how many learned."""
-    random = [run["random"] for run in runs]
-    return {"row": name, "rate": f"{rate}", "seeds": " ".join(str(run["seed"]) for run in runs),
-            "random": percents(random), "median": percents([median(random)]),
-            "90 % or more": f"{sum(accuracy >= 0.9 for accuracy in random)} of {len(runs)}",
-            **{split: percents(run[split] for run in runs) for split in SPLITS[1:]},
-            "take-off": " ".join(str(run["take_off"] or "-") for run in runs)}
-
-
-def kinds_row(name, rate, runs):
-    """A row of the table of question kinds; seconds: of each stage that was not interrupted."""
-    kinds = {kind: percents(run["kinds"][kind] for run in runs) for kind in runs[0]["kinds"]}
-    seconds = ["+".join(map(str, run.get("seconds", "-"))) for run in runs]
-    accuracy = percents(run["accuracy"] for run in runs)
-    return {"row": name, "rate": f"{rate}", **kinds, "all questions": accuracy,
-            "seconds": " ".join(seconds)}
+        if wanted.items() <= run.items():
+            found[run["row"], run["learning_rate"]][run["seed"]] = run
+    return found
 
 
 def best_rate(row, lines, steps=None, like=None, **other):
-    """The learning rate that was best for the row of a name in the search, by the mean accuracy on
-    POPE, or on all questions where there is no POPE.
+    """The learning rate that was best for a row in the search, by the mean accuracy on POPE, or on
+    all questions where there is no POPE.
 
-    steps: if a search had so many, it alone counts. like: a row whose rate is taken if this one was
-    never searched. other: settings that are not DEFAULTS; those are taken if there was no search.
+    other: settings that are not DEFAULTS. The search of so many steps with these settings counts.
+    If there was none: one of other steps, then one with DEFAULTS, then one of the row `like`.
     """
-    wanted = {"row": row, "split": "search", **DEFAULTS, **other}
-    tried = [run for run in lines if wanted.items() <= run.items()]
-    found = defaultdict(list)
-    for run in [run for run in tried if run["steps"] == steps] or tried:
-        pope = [run[split] for split in SPLITS if split in run]
-        found[run["learning_rate"]].append(mean(pope or [run["accuracy"]]))
-    if found:
-        return max(found, key=lambda rate: mean(found[rate]))
-    if like:
-        return best_rate(like, lines, steps, **other)
-    return best_rate(row, lines, steps) if other else parse([]).sft_lr
+    settings = (DEFAULTS | other, DEFAULTS)
+    for name, alike, length in product((row, like), settings, ({"steps": steps}, {})):
+        wanted = {"row": name, "split": "search", **alike, **length}
+        found = defaultdict(list)  # rate -> accuracies
+        for run in lines:
+            if wanted.items() <= run.items():
+                pope = [run[split] for split in SPLITS if split in run]
+                found[run["learning_rate"]].append(mean(pope or [run["accuracy"]]))
+        if found:
+            return max(found, key=lambda rate: mean(found[rate]))
+    return parse([]).sft_lr
 
 
-def share(run, figure):
-    """The accuracy of a run on a split of POPE, a kind of question, or all questions."""
-    if figure == "all questions":
-        return run["accuracy"]
-    return run[figure] if figure in SPLITS else run["kinds"][figure]
+def tables(lines, order):
+    """Markdown: for all runs with the same settings a table of POPE and one of question kinds."""
+    groups, parts, names = defaultdict(list), [], [*order]
+    for run in sorted(lines, key=lambda run: run["seed"]):
+        groups[tuple(str(run[key]) for key in SETTINGS)].append(run)
+    for runs in groups.values():
+        title = []
+        for key in (*SETTINGS, "commit", "machine"):
+            values = sorted({str(run[key]) for run in runs})
+            title.append(f"{key} {' and '.join(values)}")
+        parts.append(", ".join(title).replace(", options {}", ""))
+        found = by_row(runs)
+        for columns in (pope, kinds) if "random" in runs[0] else (kinds,):
+            rows = []
+            for name, rate in sorted(found, key=lambda key: (names.index(key[0]), key[1])):
+                row = columns([*found[name, rate].values()])
+                rows.append({"row": name, "rate": f"{rate}", **row})
+            parts.append(table(rows))
+    return "\n\n".join(parts)
 
 
-def reported(lines, steps, any_rate=False, **other):
-    """The runs on test scenes, by seed, whose settings are DEFAULTS but for `other`.
+def pope(runs):
+    """Cells about POPE: every seed, the median, and how many learned."""
+    random = [run["random"] for run in runs]
+    splits = {split: percents(run[split] for run in runs) for split in SPLITS}
+    return {"seeds": " ".join(str(run["seed"]) for run in runs),
+            "random": splits.pop("random"), "median": percents([median(random)]),
+            "90 % or more": f"{sum(accuracy >= 0.9 for accuracy in random)} of {len(runs)}",
+            **splits, "take-off": " ".join(str(run["take_off"] or "-") for run in runs)}
 
-    any_rate: not only at the rate that was best for the row.
-    """
-    wanted = {"split": "test", "steps": steps, **DEFAULTS, **other}
-    best = {name: best_rate(name, lines, steps, **other) for name in {run["row"] for run in lines}}
-    runs = [run for run in lines if wanted.items() <= run.items()
-            and (any_rate or run["learning_rate"] == best[run["row"]])]
-    return sorted(runs, key=lambda run: run["seed"])
+
+def kinds(runs):
+    """Cells about question kinds; seconds: of each stage that was not interrupted."""
+    figures = [*runs[0]["kinds"], "all questions"]
+    cells = {figure: percents(share(run, figure) for run in runs) for figure in figures}
+    seconds = ["+".join(map(str, run.get("seconds", "-"))) for run in runs]
+    return {**cells, "seconds": " ".join(seconds)}
 
 
 def short_table(lines):
     """The table of the README: seeds 0 to 9 on test scenes, in whole percent."""
-    rows = []
+    rows, steps = [], parse([]).sft_steps
+    ten = [run for run in lines if run["row"] in ("causal", "mma") and run["seed"] < 10]
     for mix in ("default", "one-way"):
-        found = defaultdict(list)  # (row, rate) -> runs
-        for run in reported(lines, parse([]).sft_steps, any_rate=True, mix=mix):
-            if run["row"] in ("causal", "mma") and run["seed"] < 10:
-                found[run["row"], run["learning_rate"]].append(run)
-        for (name, rate), runs in sorted(found.items()):
-            best = " (best)" if rate == best_rate(name, lines, mix=mix) else ""
+        found = by_row(ten, split="test", steps=steps, **DEFAULTS | {"mix": mix})
+        for name, rate in sorted(found):
+            best = " (best)" if rate == best_rate(name, lines, steps, mix=mix) else ""
             row = {"captions": mix, "mask": name, "rate": f"{rate}{best}"}
             for figure in ("adversarial", "all questions"):
-                row[f"{figure}, %"] = " ".join(f"{100 * share(run, figure):.0f}" for run in runs)
+                points = [100 * share(run, figure) for run in found[name, rate].values()]
+                row[f"{figure}, %"] = " ".join(f"{x:.0f}" for x in points)
             rows.append(row)
     return table(rows)
 
@@ -140,16 +134,14 @@ def paired_table(lines, figures=FIGURES, **other):
     """
     rows = []
     for steps in sorted({run["steps"] for run in lines}):
-        found = defaultdict(dict)  # (row, rate) -> seed -> run
-        for run in reported(lines, steps, any_rate=True, **other):
-            found[run["row"], run["learning_rate"]][run["seed"]] = run
+        found = by_row(lines, split="test", steps=steps, **DEFAULTS | other)
         best = best_rate("mma", lines, steps, **other)
         for (own, own_rate), (name, rate) in product(found, found):
-            if own != "mma" or name == "mma" or own_rate not in (best, rate):
-                continue
             mma, runs = found[own, own_rate], found[name, rate]
-            seeds = sorted(mma.keys() & runs.keys())
-            for figure in figures if len(seeds) > 1 else ():
+            seeds = [seed for seed in mma if seed in runs]
+            if own != "mma" or name == "mma" or own_rate not in (best, rate) or len(seeds) < 2:
+                continue
+            for figure in figures:
                 points = [round(100 * (share(mma[seed], figure) - share(runs[seed], figure)), 6)
                           for seed in seeds]
                 p = sign_flip_test(points)

@@ -1,13 +1,14 @@
-"""Other masks, models and trainings, as small subclasses. `compare.py` and `intervene.py` use them.
+"""Other masks, trainings, captions and questions. `compare.py` and `intervene.py` use them.
 
-Each overrides one seam: `MultimodalGPT.mask` and `positions`, `Dataset.layout` and `batch`, or a
-step of the `Trainer`.
+Each class overrides one seam: `MultimodalGPT.mask` and `positions`, `Dataset.layout` and `batch`,
+or a step of the `Trainer`.
 """
+from functools import partial
 from random import Random
 
 import torch
 
-from data import Dataset
+from data import PLACES, Dataset
 from mma import IMAGE, PAD, TEXT, attention_mask
 from model import MultimodalGPT
 from train import Trainer, load_splits
@@ -21,18 +22,14 @@ class Intervened(MultimodalGPT):
 
     def mask(self, modality, generated, layer):
         """As mma.attention_mask, (B, 1, T, T); modality may hold OTHER, for tokens of A."""
-        other = modality == OTHER
-        image, text = modality == IMAGE, modality == TEXT
+        other, text = modality == OTHER, modality == TEXT
+        b = text & (other.cumsum(1) > 0)  # all text from question B on
+        hidden = b if layer in self.swapped else other  # from the image tokens
+        if layer in self.closed:
+            hidden = hidden | (text & (text.cumsum(1) > 1))  # all text but <user>
+        blocked = (modality == IMAGE)[:, :, None] & hidden[:, None, :]
+        blocked |= b[:, :, None] & other[:, None, :]  # B never sees A
         mask = attention_mask(modality.where(~other, TEXT), generated, self.attention)
-        if layer in self.closed:  # all text but <user>
-            question = text & (text.cumsum(1) > 1)
-            mask = mask & ~(image[:, :, None] & question[:, None, :])[:, None]
-        if not other.any():
-            return mask
-        after = other.cumsum(1) > 0
-        hidden = text & after if layer in self.swapped else other  # from the image tokens
-        blocked = image[:, :, None] & hidden[:, None, :]
-        blocked |= (text & after)[:, :, None] & other[:, None, :]  # B never sees A
         return mask & ~blocked[:, None]
 
     def positions(self, modality):
@@ -72,10 +69,7 @@ class OtherQuestions(TwoQuestions):
 
 class ScrambledModel(Intervened):
     """Image tokens see the other question alone, and the text sees the true one alone."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.swapped = range(len(self.blocks))
+    swapped = range(99)  # every layer
 
 
 class Scrambled(Trainer):
@@ -89,38 +83,26 @@ class CCAModel(MultimodalGPT):
     def positions(self, modality):
         """(B, T): the tokens of a ring share a position; the text goes on after the last ring."""
         n = self.config.image_tokens
-        side = round(n ** 0.5)
-        index = torch.arange(n, device=modality.device)
-        row, column = index // side, index % side
-        ring = torch.stack([row, column, side - 1 - row, side - 1 - column]).amin(0)  # (n,)
-        image = (modality == IMAGE).long()
-        text = (modality != PAD).long() - image
+        line = torch.arange(round(n ** 0.5), device=modality.device)
+        to_border = line.minimum(line.flip(0))
+        ring = to_border[:, None].minimum(to_border).flatten()  # (n,)
+        text, image = (modality == TEXT).long(), (modality == IMAGE).long()
         text_before = text.cumsum(1) - text
         image_before = image.cumsum(1) - image
+        pictures_before = image_before // n
         within = ring[image_before % n] * image
-        return text_before + image_before // n * (ring.max() + 1) + within
+        return text_before + pictures_before * (ring.max() + 1) + within
 
     def mask(self, modality, generated, layer):
         """(B, 1, T, T): a token sees all that is not at a later position."""
-        at, real = self.positions(modality), modality != PAD
-        allowed = at[:, None, :] <= at[:, :, None]
-        allowed &= real[:, None, :] & real[:, :, None]
-        itself = torch.eye(at.shape[1], dtype=torch.bool, device=at.device)
-        return (allowed | itself)[:, None]
+        at = self.positions(modality)
+        later = at[:, None, :] > at[:, :, None]
+        return attention_mask(modality, generated, "image") & ~later[:, None]
 
 
 class CCA(Trainer):
     """Both stages under concentric causal attention."""
     model_class = CCAModel
-
-
-def instructed(options):
-    """The splits with captions that answer an instruction, which can stand before the picture."""
-    splits = []
-    for split in load_splits(options):
-        captions = [e._replace(prompt="Describe the image.") for e in split.captions]
-        splits.append(split._replace(captions=captions))
-    return splits
 
 
 class DOT(Trainer):
@@ -136,3 +118,45 @@ class DOT(Trainer):
     def train_step(self):
         self.data = self.text_first if 2 * self.step < self.steps else self.picture_first
         return super().train_step()
+
+
+def instructed(options):
+    """The splits with captions that answer an instruction, which can stand before the picture."""
+    splits = []
+    for split in load_splits(options):
+        captions = [e._replace(prompt="Describe the image.") for e in split.captions]
+        splits.append(split._replace(captions=captions))
+    return splits
+
+
+def one_way(split, order=list):
+    """Captions that say what is at each place, and never where a thing is: "top-left red fish".
+
+    order: function that sorts the phrases.
+    """
+    captions = []
+    for example in split.captions:
+        phrases = [phrase.split() for phrase in example.answer.split(", ")]
+        phrases = [sorted(words, key=lambda word: word not in PLACES) for words in phrases]
+        text = ", ".join(" ".join(words) for words in order(phrases))
+        captions.append(example._replace(answer=text))
+    return split._replace(captions=captions)
+
+
+def in_order(split):
+    """The same from the top left to the bottom right."""
+    return one_way(split, lambda phrases: sorted(phrases, key=lambda words: PLACES.index(words[0])))
+
+
+def once(split, kind):
+    """At most one question of a kind about each picture."""
+    first = {}
+    for e in split.questions:
+        first.setdefault((e.picture, e.kind), e)
+    kept = [e for e in split.questions if e.kind != kind or e is first[e.picture, kind]]
+    return split._replace(questions=kept)
+
+
+# By the name in `compare.py --mix`: Split -> Split.
+MIXES = {"one-way": one_way, "in-order": in_order, "one-exist": partial(once, kind="exist"),
+         "one-exist_color": partial(once, kind="exist_color")}

@@ -1,38 +1,33 @@
-"""The rows of the comparison beyond the masks of mma.py do what their papers, or their names, say."""
+"""The rows beyond the masks of mma.py do what their papers, or their names, say."""
 import numpy as np
 import pytest
 import torch
 
 import train
 from data import Dataset, Example, make_world
+from driving import TINY
 from extras import variants
 from mma import IMAGE, PAD, TEXT, attention_mask
 from model import Config, Tokenizer
 
-RINGS = [0, 0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0]  # of 4 x 4 patches
 QUESTIONS = ["Is there a fish?", "Is there a cup?", "What color is the key?"]
 TOKENIZER = Tokenizer.build(["yes no", *QUESTIONS] * 2)
-EXAMPLES = [Example(i, prompt, "yes", "exist") for i, prompt in enumerate(QUESTIONS)]
+EXAMPLES = [Example(i, prompt, "yes", "exist") for i, prompt in enumerate(3 * QUESTIONS)]
 CONFIG = Config(len(TOKENIZER.pieces), width=32, heads=2, layers=2, vit_layers=1)
-TINY = ("--width 32 --heads 2 --layers 1 --vit-layers 1 --batch-size 8 --device cpu").split()
-IMAGES = np.zeros((3, 64, 64, 3), np.uint8)
+IMAGES = np.zeros((9, 64, 64, 3), np.uint8)
 
 
-@pytest.mark.parametrize("row", ["u" + 16 * "i" + "qqa", "uqq" + 16 * "i" + "sa",
-                                 "--u" + 16 * "i" + "qa" + 16 * "i" + "qa"])
-def test_concentric_attention_goes_from_ring_to_ring(row):
+@pytest.mark.parametrize("row, positions", [
+    ("uiiiiiiiiiiiiiiiiqqa",
+     "01111122112211111345"),
+    ("uqqiiiiiiiiiiiiiiiisa",
+     "012333334433443333356"),
+    ("--uiiiiiiiiiiiiiiiiqaiiiiiiiiiiiiiiiiqa",
+     "000111112211221111134555556655665555578")])
+def test_concentric_attention_goes_from_ring_to_ring(row, positions):
     modality = torch.tensor([[{"i": IMAGE, "-": PAD}.get(c, TEXT) for c in row]])
-    position, positions, images = 0, [], 0
-    for i, c in enumerate(row):  # a picture takes two positions
-        if c == "i":
-            positions.append(position + RINGS[images % 16])
-            images += 1
-            position += 2 * (images % 16 == 0)
-        else:
-            positions.append(position)
-            position += c != "-"
     model = variants.CCAModel(CONFIG)
-    assert model.positions(modality)[0].tolist() == positions
+    assert "".join(map(str, model.positions(modality)[0].tolist())) == positions
     mask = model.mask(modality, modality == 9, 0)[0, 0]
     for q in range(len(row)):
         for k in range(len(row)):
@@ -43,7 +38,7 @@ def test_concentric_attention_goes_from_ring_to_ring(row):
 def test_scrambled_shows_the_picture_another_question_and_the_text_its_own():
     dataset = variants.OtherQuestions(EXAMPLES, IMAGES, TOKENIZER, CONFIG)
     model = variants.ScrambledModel(CONFIG, "mma")
-    batch = dataset.batch(range(3))
+    batch = dataset.batch(range(9))
     masks = model.mask(batch["modality"], batch["generated"], 1)[:, 0]
     for row, (example, mask) in enumerate(zip(EXAMPLES, masks)):
         modality, ids = batch["modality"][row], batch["ids"][row]
@@ -61,7 +56,7 @@ def test_scrambled_shows_the_picture_another_question_and_the_text_its_own():
 
 def test_dual_order_training_turns_its_rows_in_the_middle_of_a_stage(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = train.parse([*TINY, "--pretrain-steps", "4", "--sft-steps", "2", "--scenes", "16"])
+    options = train.parse([*TINY, "--pretrain-steps", "4", "--sft-steps", "2"])
     trainer = train.start(options, variants.instructed(options), variants.DOT)
     orders = []
     for stage in ("pretrain", "sft"):
@@ -77,24 +72,17 @@ def test_dual_order_training_turns_its_rows_in_the_middle_of_a_stage(tmp_path, m
 @pytest.mark.parametrize("trainer", [variants.Scrambled, variants.CCA, variants.DOT])
 def test_an_interrupted_run_of_a_variant_ends_as_a_whole_one(trainer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "LOG_EVERY", 1)
-    options = [*TINY, "--pretrain-steps", "0", "--sft-steps", "4", "--save-every", "0"]
     splits = [make_world("train", 16), make_world("val", 4)]
-    whole = train.start(train.parse([*options, "--name", "whole"]), splits, trainer)
+    options = [*TINY, "--pretrain-steps", "0", "--sft-steps", "4", "--name"]
+    whole, stopped = (train.start(train.parse([*options, name]), splits, trainer)
+                      for name in ("whole", "stopped"))
     whole.train()
-    stopped = train.start(train.parse([*options, "--name", "stopped"]), splits, trainer)
-    step = stopped.train_step
-
-    def interrupted():
-        if stopped.step == 2:
-            raise KeyboardInterrupt
-        return step()
-
-    monkeypatch.setattr(stopped, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.train()
+    for _ in range(2):
+        stopped.train_step()
+        stopped.step += 1
+    stopped.save()
     resumed = train.resume(stopped.folder, splits, trainer)
     assert resumed.step == 2
     resumed.train()
-    for name, weight in whole.model.state_dict().items():
-        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+    for wanted, found in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(wanted, found)
