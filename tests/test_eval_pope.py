@@ -1,6 +1,6 @@
 """POPE against a dull copy of the official builder, and what eval_pope.py asks and writes."""
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 
@@ -10,7 +10,6 @@ from driving import refused, write_lines
 from eval_pope import SPLITS, build, score, verdict
 
 SHOWN = [list(dict.fromkeys(o.name for o in make_scene(seed).objects)) for seed in range(900)]
-QUESTION = {"question_id": 7, "image": "0.png", "text": "Is there a dog?", "label": "no"}
 
 
 @pytest.mark.parametrize("answer, wanted", [
@@ -26,24 +25,18 @@ def test_score_is_the_confusion_matrix_counted_by_hand():
     labels = ["yes", "yes", "no", "no", "yes", "no", "no"]  # tp 1, 5; fn 2; tn 3, 6; fp 4, 7
     assert score(answers, labels) == pytest.approx(
         {"accuracy": 4 / 7, "precision": 2 / 4, "recall": 2 / 3, "f1": 4 / 7, "yes_ratio": 4 / 7})
-
-
-def test_a_division_by_zero_gives_zero():
     nothing = {"accuracy": 0, "precision": 0, "recall": 0, "f1": 0, "yes_ratio": 0}
-    assert score([], []) == score(["no"], ["yes"]) == nothing
+    assert score([], []) == score(["no"], ["yes"]) == nothing  # x/0 is 0
     assert score(["no"], ["no"]) == {**nothing, "accuracy": 1}
 
 
 def official_builder(pictures, split, drawn):
     """The official utils.py. drawn: questions; what it chooses at random is taken from there."""
-    frequency, together = {}, {}
+    frequency, together = Counter(), defaultdict(Counter)
     for objects in pictures:
+        frequency.update(objects)
         for name in objects:
-            frequency[name] = frequency.get(name, 0) + 1
-            counts = together.setdefault(name, {})
-            for other in objects:
-                if other != name:
-                    counts[other] = counts.get(other, 0) + 1
+            together[name].update(other for other in objects if other != name)
     questions = []
     for i, objects in enumerate(pictures):
         history = []

@@ -193,13 +193,10 @@ def test_flex_attention_gives_what_the_dense_mask_gives(attention):
     torch.testing.assert_close(flex, dense, atol=1e-5, rtol=1e-4)
 
 
-def test_too_many_and_too_few_pictures_are_refused():
+def test_other_numbers_of_pictures_and_padding_on_the_right_of_prompts_are_refused():
     for n in (0, 2):
         with pytest.raises((RuntimeError, IndexError), match="shape mismatch"):
             make_model()(pictures(n), *read_rows("uiiiiqw"))
-
-
-def test_prompts_padded_on_the_right_are_refused():
     with pytest.raises(ValueError, match="pad prompts on the left"):
         make_model().generate(None, *read_rows("tq", "t.")[:2], 3, 0)
 
