@@ -1,5 +1,6 @@
 """What several tests share. As a script, for torchrun: train.py in float32, with plain SGD."""
 import json
+import os
 
 import pytest
 import torch
@@ -39,3 +40,4 @@ def refused(says, call, *arguments):
 if __name__ == "__main__":
     vars(train).update(OFTEN, autocast=float32, make_optimizers=sgd)
     train.main()
+    os._exit(0)  # as multiprocessing ends: no thread of torch can abort a process that is done

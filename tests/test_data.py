@@ -21,29 +21,26 @@ from model import ASSISTANT_ID, EOS_ID, IMAGE_ID, PAD_ID, USER_ID, Config, Token
 BYTES = Tokenizer([])
 CONFIG = Config(len(BYTES.pieces), context=48, image_size=32)  # 4 image tokens
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-EXAMPLES = [Example(0, None, "a red fish", "caption"),
-            Example(2, "x" * 60, "no", "exist"),  # too long
-            Example(1, "Is it a star?", "no", "exist"),
-            Example(2, "A fish?", "yes", "exist"),
-            Example(1, "yes?", "no", "exist")]
-# Prompt|answer of the examples that are not too long, one character a token.
-ROWS = {"image-first": ["<####|a red fish>", "<####Is it a star?:|no>", "<####A fish?:|yes>",
-                        "<####yes?:|no>"],
-        "text-first": ["<####|a red fish>", "<Is it a star?####:|no>", "<A fish?####:|yes>",
-                       "<yes?####:|no>"]}
+LONG = Example(2, "x" * 60, "no", "exist")
+CASES = [  # and prompt|answer in either order, one character a token
+    (Example(0, None, "a red fish", "caption"), "<####|a red fish>", "<####|a red fish>"),
+    (Example(1, "Is it red?", "no", "exist"), "<####Is it red?:|no>", "<Is it red?####:|no>"),
+    (Example(2, "A fish?", "yes", "exist"), "<####A fish?:|yes>", "<A fish?####:|yes>"),
+    (Example(1, "yes?", "no", "exist"), "<####yes?:|no>", "<yes?####:|no>"),
+]
 SIGNS = {"_": PAD_ID, "#": IMAGE_ID, "<": USER_ID, ":": ASSISTANT_ID, ">": EOS_ID}
 
 
-@pytest.mark.parametrize("prompts_only, T", [(False, 22), (True, 19)])
-@pytest.mark.parametrize("order", ROWS)
-def test_batch_is_the_one_drawn_by_hand(order, prompts_only, T, capsys):
-    dataset = Dataset(EXAMPLES, IMAGES, BYTES, CONFIG, order)
-    assert "4 of 5 texts" in capsys.readouterr().out
-    assert dataset.examples == [EXAMPLES[i] for i in (0, 2, 3, 4)]
+@pytest.mark.parametrize("prompts_only, T", [(False, 19), (True, 16)])
+@pytest.mark.parametrize("order, column", [("image-first", 1), ("text-first", 2)])
+def test_batch_is_the_one_drawn_by_hand(order, column, prompts_only, T, capsys):
+    examples = [example for example, *_ in CASES]
+    dataset = Dataset([LONG, *examples], IMAGES, BYTES, CONFIG, order)
+    assert "4 of 5 texts" in capsys.readouterr().out and dataset.examples == examples
     indices = [3, 0, 2, 1, 3]
     batch = dataset.batch(indices, prompts_only=prompts_only)
     for b, i in enumerate(indices):
-        prompt, answer = ROWS[order][i].split("|")
+        prompt, answer = CASES[i][column].split("|")
         if prompts_only:
             answer = ""
         row = (prompt + answer).rjust(T, "_")
@@ -110,12 +107,10 @@ def test_a_seed_is_the_same_scene_and_the_same_pixels():
 
 
 def test_parts_share_no_scene_and_no_picture():
-    contents, pixels = [], []
+    pixels = []
     for part in data.FIRST_SEED:
-        scenes = some_scenes(part, 2000)
-        contents += {(scene.theme, *sorted(scene.objects)) for scene in scenes}
-        pixels += {data.draw(scene).tobytes() for scene in scenes}
-    assert len(set(contents)) == len(contents) and len(set(pixels)) == len(pixels)
+        pixels += {data.draw(scene).tobytes() for scene in some_scenes(part, 2000)}
+    assert len(set(pixels)) == len(pixels)  # equal scenes would be equal pictures
 
 
 def test_each_object_stands_in_a_cell_of_its_own_and_its_color_dominates_it():

@@ -1,5 +1,6 @@
 """The model: masks reach the attention, answers do not leak, padding and cache change nothing."""
 import random
+from itertools import product
 
 import pytest
 import torch
@@ -173,11 +174,10 @@ def test_without_its_blocks_the_vit_sees_36_pixels_a_side_around_each_patch():
     for i in range(1024):  # another pixel in each picture
         changed[i, i // 32, i % 32] ^= 255
     seen = (model.vit(changed) != model.vit(images)).any(-1)  # (1024, 4)
-    for i in range(1024):
-        for token in range(4):
-            top, left = token // 2 * 16 - 10, token % 2 * 16 - 10
-            inside = top <= i // 32 < top + 36 and left <= i % 32 < left + 36
-            assert seen[i, token] == inside
+    for i, token in product(range(1024), range(4)):
+        top, left = token // 2 * 16 - 10, token % 2 * 16 - 10
+        inside = top <= i // 32 < top + 36 and left <= i % 32 < left + 36
+        assert seen[i, token] == inside
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
