@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -13,3 +14,30 @@ def same_start():
     """Every test starts from the same random state. Small operations need no second thread."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of pictures 0.png to 219.png; the red of each is its number."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(220):
+        Image.new("RGB", (6, 6), (i, 0, 0)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """tiny(options) starts a tiny run in an empty folder; the caller trains it."""
+    import driving
+    import train
+
+    monkeypatch.chdir(tmp_path)
+    for name, value in driving.OFTEN.items():
+        monkeypatch.setattr(train, name, value)
+    monkeypatch.setattr(train, "autocast", driving.float32)
+
+    def start(*options):
+        return train.start(train.parse([*driving.TINY, *map(str, options)]))
+
+    return start

@@ -1,9 +1,10 @@
-"""Batches equal a dull loop, the picture world tells the truth, folders are read or refused."""
+"""Batches are as drawn by hand, the world tells the truth, folders are read or refused."""
 import json
 import os
 import random
 import re
 from collections import Counter, defaultdict
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,62 +13,53 @@ from PIL import Image, ImageColor
 
 import data
 from data import COLORS, PLACES, Dataset, Example, read_folder
+from driving import refused, write_lines
 from eval_pope import SPLITS
 from extras import guess
 from mma import IMAGE, PAD, TEXT
 from model import ASSISTANT_ID, EOS_ID, IMAGE_ID, PAD_ID, USER_ID, Config, Tokenizer
 
-TOKENIZER = Tokenizer.build(["Is there a star in the image?", "a red fish at top-left."] * 2)
-CONFIG = Config(vocab_size=300, context=48, image_size=32)  # 4 image tokens
+BYTES = Tokenizer([])
+CONFIG = Config(len(BYTES.pieces), context=48, image_size=32)  # 4 image tokens
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-EXAMPLES = [Example(0, None, "a red fish at top-left.", "caption"),
-            Example(2, "x" * 60, "no", "exist"),  # too long
-            Example(1, "Is there a star in the image?", "no", "exist"),
-            Example(2, "Is there a fish?", "yes", "exist"), Example(1, "yes?", "no", "exist")]
+LONG = Example(2, "x" * 60, "no", "exist")
+CASES = [  # and prompt|answer in either order, one character a token
+    (Example(0, None, "a red fish", "caption"), "<####|a red fish>", "<####|a red fish>"),
+    (Example(1, "Is it red?", "no", "exist"), "<####Is it red?:|no>", "<Is it red?####:|no>"),
+    (Example(2, "A fish?", "yes", "exist"), "<####A fish?:|yes>", "<A fish?####:|yes>"),
+    (Example(1, "yes?", "no", "exist"), "<####yes?:|no>", "<yes?####:|no>"),
+]
+SIGNS = {"_": PAD_ID, "#": IMAGE_ID, "<": USER_ID, ":": ASSISTANT_ID, ">": EOS_ID}
 
 
-def dull_row(i, order, prompts_only):
-    """Example i -> (ids, generated), lists."""
-    example, picture, question = EXAMPLES[i], [IMAGE_ID] * 4, []
-    if example.prompt is not None:
-        question = TOKENIZER.encode(example.prompt)
-    body = picture + question
-    if order == "text-first":
-        body = question + picture
-    prompt = [USER_ID] + body + ([] if example.prompt is None else [ASSISTANT_ID])
-    answer = [] if prompts_only else TOKENIZER.encode(example.answer) + [EOS_ID]
-    return prompt + answer, [False] * len(prompt) + [True] * len(answer)
-
-
-@pytest.mark.parametrize("prompts_only", [False, True])
-@pytest.mark.parametrize("order", ["image-first", "text-first"])
-def test_batch_equals_a_dull_loop(order, prompts_only, capsys):
-    dataset = Dataset(EXAMPLES, IMAGES, TOKENIZER, CONFIG, order)
-    assert "4 of 5 texts" in capsys.readouterr().out  # longer than the context
-    kept, indices = [0, 2, 3, 4], [3, 0, 2, 1, 3]
-    assert dataset.examples == [EXAMPLES[i] for i in kept]
+@pytest.mark.parametrize("prompts_only, T", [(False, 19), (True, 16)])
+@pytest.mark.parametrize("order, column", [("image-first", 1), ("text-first", 2)])
+def test_batch_is_the_one_drawn_by_hand(order, column, prompts_only, T, capsys):
+    examples = [example for example, *_ in CASES]
+    dataset = Dataset([LONG, *examples], IMAGES, BYTES, CONFIG, order)
+    assert "4 of 5 texts" in capsys.readouterr().out and dataset.examples == examples
+    indices = [3, 0, 2, 1, 3]
     batch = dataset.batch(indices, prompts_only=prompts_only)
-    rows = [dull_row(kept[i], order, prompts_only) for i in indices]
-    T = max(len(ids) for ids, _ in rows)
-    for b, (ids, generated) in enumerate(rows):
-        padding = T - len(ids)
-        ids = [PAD_ID] * padding + ids
-        generated = [False] * padding + generated
-        assert batch["ids"][b].tolist() == ids
-        assert batch["generated"][b].tolist() == generated
-        modality = [{PAD_ID: PAD, IMAGE_ID: IMAGE}.get(i, TEXT) for i in ids]
-        assert batch["modality"][b].tolist() == modality
-    shown = [EXAMPLES[kept[i]].picture for i in indices]
-    assert torch.equal(batch["images"][batch["image_index"]], torch.from_numpy(IMAGES[shown]))
-    assert len(batch["images"]) == len(set(shown))  # each picture once
-    if not prompts_only:
-        assert dataset.generated_tokens(indices) == batch["generated"].sum()
+    for b, i in enumerate(indices):
+        prompt, answer = CASES[i][column].split("|")
+        if prompts_only:
+            answer = ""
+        row = (prompt + answer).rjust(T, "_")
+        assert batch["ids"][b].tolist() == [SIGNS.get(c, 5 + ord(c)) for c in row]
+        assert batch["modality"][b].tolist() == [{"_": PAD, "#": IMAGE}.get(c, TEXT) for c in row]
+        assert batch["generated"][b].tolist() == [t >= T - len(answer) for t in range(T)]
+    shown = batch["images"][batch["image_index"]]
+    assert torch.equal(shown, torch.from_numpy(IMAGES[[1, 0, 2, 1, 1]]))
+    assert len(batch["images"]) == 3  # each picture once
+    assert prompts_only or dataset.generated_tokens(indices) == batch["generated"].sum()
 
 
 def dataset_of(rows_of):
     """A Dataset in which picture i has rows_of[i] rows."""
-    examples = [Example(i, None, "", "caption") for i, n in enumerate(rows_of) for _ in range(n)]
-    return Dataset(examples, None, Tokenizer([]), Config(vocab_size=261))
+    examples = []
+    for i, n in enumerate(rows_of):
+        examples += [Example(i, None, "", "caption")] * n
+    return Dataset(examples, None, BYTES, CONFIG)
 
 
 def test_a_batch_depends_on_its_seed_alone():
@@ -77,30 +69,25 @@ def test_a_batch_depends_on_its_seed_alone():
     assert len({tuple(batch) for batch in forward}) == 20
 
 
-def test_a_batch_has_so_many_pictures_and_at_most_so_many_rows_of_each():
-    picture_of = [picture for picture in range(48) for _ in range(1 + picture % 4)]
-    dataset = dataset_of([1 + i % 4 for i in range(48)])
-    for seed in range(20):
-        rows = dataset.sample(6, 2, seed)
-        pictures = [picture_of[i] for i in rows]
-        assert len(set(rows)) == len(rows) and len(set(pictures)) == 6
-        assert all(pictures.count(i) == min(2, 1 + i % 4) for i in pictures)
-        assert pictures == sorted(pictures, key=pictures.index)  # neighbors
-
-
 @pytest.mark.parametrize("pictures", [3, 33, 100])
-def test_every_picture_is_drawn_equally_often_and_a_small_set_is_a_batch(pictures):
-    dataset = dataset_of([1] * pictures)
-    plan = [dataset.sample(32, 1, seed) for seed in range(400)]
-    assert all(len(rows) == min(32, pictures) for rows in plan)
-    visits = [sum(i in rows for rows in plan) for i in range(pictures)]
-    assert min(visits) > 0.6 * max(visits)
+def test_a_batch_has_so_many_pictures_all_equally_often_and_so_many_rows_of_each(pictures):
+    dataset = dataset_of([1 + i % 4 for i in range(pictures)])
+    visits = Counter()
+    for seed in range(400):
+        rows = dataset.sample(32, 2, seed)
+        shown = [dataset.examples[i].picture for i in rows]
+        assert shown == sorted(shown, key=shown.index)  # neighbors
+        count = Counter(shown)
+        assert len(set(rows)) == len(rows) and len(count) == min(32, pictures)
+        assert all(n == min(2, 1 + picture % 4) for picture, n in count.items())
+        visits.update(count.keys())
+    assert len(visits) == pictures and min(visits.values()) > 0.6 * max(visits.values())
 
 
 # The picture world.
 
-def some_scenes(split, n):
-    return [data.make_scene(data.FIRST_SEED[split] + i) for i in range(n)]
+def some_scenes(part, n):
+    return [data.make_scene(data.FIRST_SEED[part] + i) for i in range(n)]
 
 
 def box(o):
@@ -113,21 +100,18 @@ def test_a_seed_is_the_same_scene_and_the_same_pixels():
     # Written down: only a constant notices that another machine or Python version differs.
     start = "bottom-left orange star, blue fish top-left, bottom orange boat"
     assert data.caption(data.make_scene(7)).startswith(start)
-    scenes = some_scenes("train", 30)
-    first = [data.draw(scene) for scene in scenes]
+    first = [data.draw(scene) for scene in some_scenes("train", 30)]
     data.sprite.cache_clear()
     data.background.cache_clear()
-    again = [data.draw(scene) for scene in reversed(some_scenes("train", 30))][::-1]
-    assert first[0].shape == (64, 64, 3) and np.array_equal(first, again)
+    again = [data.draw(scene) for scene in reversed(some_scenes("train", 30))]
+    assert first[0].shape == (64, 64, 3) and np.array_equal(first, again[::-1])
 
 
 def test_parts_share_no_scene_and_no_picture():
-    contents, pixels = [], []
+    pixels = []
     for part in data.FIRST_SEED:
-        scenes = some_scenes(part, 2000)
-        contents += {(scene.theme, *sorted(scene.objects)) for scene in scenes}
-        pixels += {data.draw(scene).tobytes() for scene in scenes}
-    assert len(set(contents)) == len(contents) and len(set(pixels)) == len(pixels)
+        pixels += {data.draw(scene).tobytes() for scene in some_scenes(part, 2000)}
+    assert len(set(pixels)) == len(pixels)  # equal scenes would be equal pictures
 
 
 def test_each_object_stands_in_a_cell_of_its_own_and_its_color_dominates_it():
@@ -137,56 +121,55 @@ def test_each_object_stands_in_a_cell_of_its_own_and_its_color_dominates_it():
         picture = data.draw(scene).astype(float)
         changed = (picture != data.draw(scene._replace(objects=()))).any(-1)
         for o in scene.objects:
-            row, column = divmod(PLACES.index(o.place), 3)
-            for side, cell in zip(box(o), (row, column)):
+            row_and_column = divmod(PLACES.index(o.place), 3)
+            for side, cell in zip(box(o), row_and_column):
                 assert 21 * cell < side.start and side.stop <= 21 * cell + 22
             pixels = picture[box(o)][changed[box(o)]]
             distance = np.linalg.norm(pixels[:, None] - colors, axis=2)
-            named = Counter(distance.argmin(1)[distance.min(1) < 50].tolist()).most_common(1)[0]
-            assert list(COLORS)[named[0]] == o.color and named[1] > 0.2 * len(pixels)
+            counts = (distance < 50).sum(0)
+            assert list(COLORS)[counts.argmax()] == o.color and counts.max() > 0.2 * len(pixels)
             changed[box(o)] = False
         assert not changed.any()  # nothing is drawn outside
 
 
 def test_objects_look_different_from_one_another():
     o = data.Object("fish", "red", "center", 32, 32, 17)
-    scenes = [data.Scene("sky", (o._replace(name=name),)) for name in data.OBJECTS]
-    drawn = [data.draw(scene)[box(o)] for scene in scenes]
+    drawn = []
+    for name in data.OBJECTS:
+        scene = data.Scene("sky", (o._replace(name=name),))
+        drawn.append(data.draw(scene)[box(o)].astype(float))
     for i, a in enumerate(drawn):
-        assert all(np.abs(a.astype(float) - b).mean() > 20 for b in drawn[:i])
+        assert all(np.abs(a - b).mean() > 20 for b in drawn[:i])
 
 
-def only(values):
-    (value,) = values  # a question that has two answers is not fair
-    return value
-
-
-CHECKS = {  # question kind -> its wording, and (objects, words of the question) -> answer
-    "exist": (r"Is there an? (\w+) in the image\?",
-              lambda objects, name: ("no", "yes")[name in [o.name for o in objects]]),
-    "exist_color": (r"Is there an? (\w+) (\w+) in the image\?", lambda objects, color, name: (
-        "no", "yes")[(color, name) in [(o.color, o.name) for o in objects]]),
-    "color": (r"What color is the (\w+)\?",
-              lambda objects, name: only(o.color for o in objects if o.name == name)),
-    "where": (r"Where is the (\w+)\?",
-              lambda objects, name: only(o.place for o in objects if o.name == name)),
-    "where_color": (r"Where is the (\w+) (\w+)\?", lambda objects, color, name: only(
-        o.place for o in objects if (o.color, o.name) == (color, name))),
-    "what": (r"What is at ([\w-]+)\?", lambda objects, place: only(
-        f"{o.color} {o.name}" for o in objects if o.place == place)),
+WORDING = {  # question kind -> its wording, with what it says of an object
+    "exist": r"Is there an? (\w+) in the image\?",
+    "exist_color": r"Is there an? (\w+ \w+) in the image\?",
+    "color": r"What color is the (\w+)\?",
+    "where": r"Where is the (\w+)\?",
+    "where_color": r"Where is the (\w+ \w+)\?",
+    "what": r"What is at ([\w-]+)\?",
 }
+
+
+def right_answer(objects, kind, said):
+    """The answer, by all objects that are as the question says."""
+    meant = [o for o in objects if f" {said} " in f" {o.color} {o.name} at {o.place} "]
+    if kind.startswith("exist"):
+        return "yes" if meant else "no"
+    (o,) = meant  # a question that has two answers is not fair
+    return {"color": o.color, "what": f"{o.color} {o.name}"}.get(kind, o.place)
 
 
 def test_every_answer_and_caption_is_true():
     scenes, split = some_scenes("val", 600), data.make_world("val", 600)
     assert np.array_equal(split.images[:50], [data.draw(scene) for scene in scenes[:50]])
     for picture, prompt, answer, kind in split.questions:
-        wording, find = CHECKS[kind]
-        words = re.fullmatch(wording, prompt).groups()
-        assert find(scenes[picture].objects, *words) == answer, (prompt, scenes[picture])
+        said = re.fullmatch(WORDING[kind], prompt)[1]
+        assert right_answer(scenes[picture].objects, kind, said) == answer, prompt
         assert not re.search(r" a [aeiou]| an [^aeiou]", prompt)
-    asked = Counter(kind for *_, kind in split.questions)
-    assert set(asked) == set(CHECKS) and min(asked.values()) > 300
+    asked = Counter(example.kind for example in split.questions)
+    assert set(asked) == set(WORDING) and min(asked.values()) > 300
     assert asked["exist"] == 2 * 600
     for scene, example, names in zip(scenes, split.captions, split.objects, strict=True):
         said = [set(phrase.split()) for phrase in example.answer.split(", ")]
@@ -208,88 +191,72 @@ def test_only_existence_can_be_guessed_and_as_on_photographs():
     assert max(question) < 0.62 and background[0] > 0.75 and max(background[1:]) < 0.68
 
 
-# Your own pictures.
+# Your own pictures: 0.png, 1.png, ..., see conftest.py.
 
-def make_folder(folder, lines, pictures=20, part="train"):
-    """Some pictures 0.png, 1.png, ... of one red each, and a file of lines, dicts or texts."""
-    for i in range(pictures):
-        if not (folder / f"{i}.png").exists():
-            Image.new("RGB", (6, 6), (i, 0, 0)).save(folder / f"{i}.png")
-    lines = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-    (folder / f"{part}.jsonl").write_text("\n".join(lines))
-    return folder
+def read(folder, lines):
+    write_lines(folder / "train.jsonl", lines)
+    return read_folder(folder, 8)
 
 
-def captions(n):
-    return [{"image": f"{i}.png", "caption": f"number {i}"} for i in range(n)]
+def captions(numbers):
+    return [{"image": f"{i}.png", "caption": f"number {i}"} for i in numbers]
 
 
 def shown(split):
-    """The numbers of the pictures of a Split made by `make_folder`, from their red."""
+    """The numbers of the pictures of a Split, from their red."""
     return split.images[:, 4, 4, 0].tolist()
 
 
-def test_the_three_forms_of_lines_become_examples(tmp_path):
-    lines, objects = captions(20), [["cat", "dog"], ["cup"], ["key"]]
-    for i in range(20):
-        lines += [{"image": f"{i}.png", "question": f"{i}?", "answer": "a"},
-                  {"image": f"{i}.png", "question": f"k{i}?", "answer": "b", "kind": "k"},
-                  {"image": f"{i}.png", "objects": objects[i % 3]}]
-    lines.append(lines[-1])  # objects that are named twice count once
-    for split in read_folder(make_folder(tmp_path, lines), 8):
-        numbers = shown(split)
-        assert split.images.shape == (len(numbers), 8, 8, 3) and split.images.dtype == np.uint8
-        told = [(i, None, f"number {n}", "caption") for i, n in enumerate(numbers)]
-        assert split.captions == told
-        assert split.objects == [objects[n % 3] for n in numbers]
-        for i, n in enumerate(numbers):
-            own, answers = [q[1:] for q in split.questions if q.picture == i], []
-            assert own[:2] == [(f"{n}?", "a", "question"), (f"k{n}?", "b", "k")]
-            for prompt, answer, kind in own[2:]:
-                name = re.fullmatch(r"Is there a (cat|dog|cup|key) in the image\?", prompt)[1]
-                assert kind == "exist" and answer == ("yes" if name in objects[n % 3] else "no")
-                answers.append(answer)
-            assert answers.count("yes") == answers.count("no")
-            if len(numbers) > 10:  # in the training split each object is asked for
-                assert len(set(own)) == 2 + 4
+def test_the_three_forms_of_lines_become_examples(folder):
+    write_lines(folder / "val.jsonl", [{"image": "9.png", "objects": ["key"]}])
+    train, val = read(folder, [
+        {"image": "3.png", "caption": "A cat."},
+        {"image": "3.png", "objects": ["cat", "dog"]},
+        {"image": "3.png", "objects": ["dog"]},  # counts once
+        {"image": "5.png", "question": "Why?", "answer": "so"},
+        {"image": "5.png", "question": "Who?", "answer": "Tom", "kind": "name"},
+        {"image": "5.png", "objects": ["cup"]},
+    ])
+    assert shown(train) == [3, 5] and shown(val) == [9]
+    assert train.images.shape == (2, 8, 8, 3) and train.images.dtype == np.uint8
+    assert train.captions == [(0, None, "A cat.", "caption")]
+    assert train.objects == [["cat", "dog"], ["cup"]] and val.objects == [["key"]]
+    assert train.questions[:2] == [(1, "Why?", "so", "question"), (1, "Who?", "Tom", "name")]
+    wanted = []
+    for i, yes, no in ((0, "cat", "cup"), (0, "dog", "key"),
+                       (1, "cup", "cat"), (1, "cup", "dog"), (1, "cup", "key")):
+        wanted.append((i, f"Is there a {yes} in the image?", "yes", "exist"))
+        wanted.append((i, f"Is there a {no} in the image?", "no", "exist"))
+    assert sorted(train.questions[2:]) == sorted(wanted)
 
 
-def test_without_captions_open_questions_and_their_answers_are_captions(tmp_path):
-    lines = [{"image": f"{i}.png", "question": f"{i} {j}?", "answer": answer}
-             for i in range(20) for j, answer in enumerate(("red", "yes", "two", "no"))]
-    for split in read_folder(make_folder(tmp_path, lines), 8):
-        for i, n in enumerate(shown(split)):
-            told = {c.answer for c in split.captions if c.picture == i and c.prompt is None}
-            assert told and told <= {f"{n} 0? red {n} 2? two", f"{n} 2? two {n} 0? red"}
-    lines = [line for line in lines[4:] if line["answer"] in ("yes", "no")] + lines[:4]
-    for split in read_folder(make_folder(tmp_path, lines), 8):
-        for i, n in enumerate(shown(split)):
-            a, b = (f"{n} 0? red", f"{n} 2? two") if n == 0 else (f"{n} 1? yes", f"{n} 3? no")
-            told = {c.answer for c in split.captions if c.picture == i}
-            assert told and told <= {f"{a} {b}", f"{b} {a}"}
+def test_without_captions_open_questions_and_their_answers_are_captions(folder):
+    lines = []
+    for i, text in ((3, "Color? red"), (3, "Here? yes"), (3, "Number? two"),
+                    (5, "Here? yes"), (5, "There? no")):
+        question, answer = text.split()
+        lines.append({"image": f"{i}.png", "question": question, "answer": answer})
+    write_lines(folder / "val.jsonl", lines)
+    for split in read(folder, lines):
+        assert {c.picture for c in split.captions} == {0, 1}
+        for picture, prompt, answer, kind in split.captions:
+            a, b = ("Here? yes", "There? no") if picture else ("Color? red", "Number? two")
+            assert answer in (f"{a} {b}", f"{b} {a}") and (prompt, kind) == (None, "caption")
 
 
-def test_without_val_jsonl_a_tenth_of_the_pictures_is_held_out(tmp_path):
-    lines = captions(200) + captions(200)
-    train, val = read_folder(make_folder(tmp_path, lines, pictures=200), 8)
+def test_without_val_jsonl_a_tenth_of_the_pictures_is_held_out(folder):
+    lines = captions(range(200)) * 2
+    train, val = read(folder, lines)
     assert sorted(shown(train) + shown(val)) == list(range(200)) and len(val.images) == 20
     assert len(val.captions) == 40  # all lines about a picture stay together
-    _, again = read_folder(make_folder(tmp_path, lines[::-1]), 8)
+    _, again = read(folder, lines[::-1])
     assert set(shown(again)) == set(shown(val))  # chosen by name, not by order
     for n in (2, 9):
-        train, val = read_folder(make_folder(tmp_path, captions(n)), 8)
+        train, val = read(folder, captions(range(n)))
         assert len(val.images) == 1 and len(train.images) == n - 1
-    make_folder(tmp_path, captions(3), part="val")
-    train, val = read_folder(make_folder(tmp_path, captions(20)[3:]), 8)
+    write_lines(folder / "val.jsonl", captions(range(3)))
+    train, val = read(folder, captions(range(3, 20)))
     assert shown(val) == [0, 1, 2] and shown(train) == list(range(3, 20))
-
-
-def refused(folder):
-    """The one line that `read_folder` ends with."""
-    with pytest.raises(SystemExit) as stopped:
-        read_folder(folder, 8)
-    assert "\n" not in str(stopped.value)
-    return str(stopped.value)
 
 
 @pytest.mark.parametrize("bad, says", [
@@ -303,47 +270,42 @@ def refused(folder):
     ({"image": "0.png", "objects": [""]}, "is wanted"),
     ("[1, 2]", "JSON object"), ("{broken", "JSON object"), ("7", "JSON object"),
 ], ids=str)
-def test_a_wrong_line_is_named_with_its_file(tmp_path, bad, says):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    Image.new("RGB", (6, 6)).save(tmp_path / "secret.png")
-    (folder / "link.png").symlink_to(tmp_path / "secret.png")
-    text = refused(make_folder(folder, captions(20) + [bad] + captions(20)))
-    assert says in text and f"{folder}/train.jsonl, line 21:" in text
+def test_a_wrong_line_is_named_with_its_file(folder, bad, says):
+    Image.new("RGB", (6, 6)).save(folder.parent / "secret.png")
+    (folder / "link.png").symlink_to(folder.parent / "secret.png")
+    line = refused(says, read, folder, captions(range(20)) + [bad] + captions(range(20)))
+    assert f"{folder}/train.jsonl, line 21:" in line
 
 
-def test_missing_and_empty_files_are_named(tmp_path):
-    assert f"{tmp_path}/train.jsonl" in refused(tmp_path)
-    for lines in ([""], captions(1)):  # nothing to train on, nothing to hold out
-        assert str(tmp_path) in refused(make_folder(tmp_path, lines))
+def test_missing_and_empty_files_are_named(folder):
+    refused(f"{folder}/train.jsonl", read_folder, folder, 8)
+    for lines in ([""], captions([0])):  # nothing to train on, nothing to hold out
+        refused(str(folder), read, folder, lines)
 
 
-def test_one_broken_picture_of_twenty_is_an_error_of_two_hundred_left_out(tmp_path, capsys):
-    make_folder(tmp_path, captions(20), pictures=220)
-    make_folder(tmp_path, captions(220)[200:], part="val")
-    (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:50])
-    text = refused(tmp_path)
-    assert "1 of 20 pictures" in text and "7.png" in text
-    make_folder(tmp_path, captions(200))
+def test_one_broken_picture_of_twenty_is_an_error_of_two_hundred_left_out(folder, capsys):
+    (folder / "7.png").write_bytes((folder / "7.png").read_bytes()[:50])
+    write_lines(folder / "val.jsonl", captions(range(200, 220)))
+    assert "7.png" in refused("1 of 20 pictures", read, folder, captions(range(20)))
     for _ in range(2):  # decoded, then kept
-        train, _ = read_folder(tmp_path, 8)
+        train, _ = read(folder, captions(range(200)))
         assert shown(train) == [i for i in range(200) if i != 7]
         assert [c.answer for c in train.captions] == [f"number {i}" for i in shown(train)]
         assert re.search(r"left out: .*7\.png: no readable picture", capsys.readouterr().out)
 
 
-def test_pictures_are_decoded_once_and_changed_ones_anew(tmp_path, monkeypatch):
-    first = read_folder(make_folder(tmp_path, captions(20)), 8)
-    decoded, load_picture = [], data.load_picture
-    monkeypatch.setattr(data, "load_picture",
-                        lambda path, size: decoded.append(path) or load_picture(path, size))
-    again = read_folder(tmp_path, 8)
-    assert not decoded and all(np.array_equal(a[0], b[0]) for a, b in zip(first, again))
-    assert read_folder(tmp_path, 16)[0].images.shape[1] == 16 and len(decoded) == 20
-    changed = shown(first[0])[0]
-    Image.new("RGB", (6, 6), (99, 0, 0)).save(tmp_path / f"{changed}.png")
-    os.utime(tmp_path / f"{changed}.png", (1, 1))
-    assert shown(read_folder(tmp_path, 8)[0])[0] == 99
+def test_pictures_are_decoded_once_and_changed_ones_anew(folder, monkeypatch):
+    first = read(folder, captions(range(20)))
+    decode = Mock(wraps=data.load_picture)
+    monkeypatch.setattr(data, "load_picture", decode)
+    again = read_folder(folder, 8)
+    assert not decode.called
+    assert all(np.array_equal(a.images, b.images) for a, b in zip(first, again))
+    assert read_folder(folder, 16)[0].images.shape[1] == 16 and decode.call_count == 20
+    changed = folder / f"{shown(first[0])[0]}.png"
+    Image.new("RGB", (6, 6), (99, 0, 0)).save(changed)
+    os.utime(changed, (1, 1))
+    assert shown(read_folder(folder, 8)[0])[0] == 99
 
 
 @pytest.mark.parametrize("mode, name", [
@@ -357,51 +319,45 @@ def test_every_mode_and_format_is_read(tmp_path, mode, name):
     assert (found[:4] == 128).all() and (found[12:] == 128).all()  # the margins
 
 
-def test_gray_transparent_and_turned_pictures_are_read(tmp_path):
-    pictures = {"gray": (Image.new("L", (9, 9), 77), 77), "bits": (Image.new("1", (9, 9), 1), 255),
-                "clear": (Image.new("RGBA", (9, 9), (10, 20, 30, 0)), 255)}
-    for name, (picture, value) in pictures.items():
-        picture.save(tmp_path / f"{name}.png")
-        assert (data.load_picture(tmp_path / f"{name}.png", 9) == value).all(), name
-    picture = Image.new("RGB", (32, 32), "white")
-    picture.paste("black", (0, 0, 32, 16))  # black above
+@pytest.mark.parametrize("mode, color, value", [
+    ("L", 77, 77), ("1", 1, 255), ("RGBA", (10, 20, 30, 0), 255)])  # the last is transparent
+def test_gray_and_transparent_pictures_are_read(tmp_path, mode, color, value):
+    Image.new(mode, (9, 9), color).save(tmp_path / "a.png")
+    assert (data.load_picture(tmp_path / "a.png", 9) == value).all()
+
+
+def test_turned_pictures_are_turned_back(tmp_path):
+    picture = Image.new("L", (1, 2))
+    picture.putpixel((0, 1), 255)  # black above white
     exif = picture.getexif()
     exif[0x0112] = 3  # upside down
     picture.save(tmp_path / "turned.png", exif=exif)
-    found = data.load_picture(tmp_path / "turned.png", 32)
-    assert found[4].min() == 255 and found[28].max() == 0
+    assert data.load_picture(tmp_path / "turned.png", 2)[:, 0, 0].tolist() == [255, 0]
 
 
-VALUES = ("3.png", "a dog", "x" * 300, "", ["cat"], ["dog", "cup"], ["cat", ""], [], 5)
-
-
-def mutate(rng, line):
-    """Change the value of some key, or some characters."""
-    if rng.random() < 0.7:
-        entry = json.loads(line)
-        return json.dumps({**entry, rng.choice([*entry, "objects"]): rng.choice(VALUES)})
-    at = rng.randrange(len(line))
-    return line[:at] + rng.choice(["", '"', "{", "[", ",", "\0", "é", "1"]) + line[at + 1:]
-
-
-def test_mutated_lines_end_in_a_right_result_or_in_one_line(tmp_path):
-    rng, read = random.Random(0), 0
-    lines = [json.dumps(line) for line in captions(4) + [
+def test_mutated_lines_end_in_a_right_result_or_in_one_line(folder):
+    rng, read_well = random.Random(0), 0
+    lines = captions(range(4)) + [
         {"image": "1.png", "question": "Why?", "answer": "so", "kind": "why"},
-        {"image": "2.png", "objects": ["cat", "dog"]}, {"image": "3.png", "objects": ["cup"]}]]
+        {"image": "2.png", "objects": ["cat", "dog"]}, {"image": "3.png", "objects": ["cup"]}]
+    values = ["3.png", "a dog", "x" * 300, "", ["cat"], ["dog", "cup"], ["cat", ""], [], 5]
     for _ in range(300):
         i = rng.randrange(len(lines))
-        make_folder(tmp_path, lines[:i] + [mutate(rng, lines[i])] + lines[i + 1:], pictures=4)
+        key = rng.choice([*lines[i], "objects"])
+        line = json.dumps({**lines[i], key: rng.choice(values)})
+        if rng.random() < 0.3:
+            at = rng.randrange(len(line))
+            line = line[:at] + rng.choice(["", '"', "{", "[", ",", "\0", "é", "1"]) + line[at + 1:]
         try:
-            train, val = read_folder(tmp_path, 8)
-        except SystemExit as stopped:
-            assert "\n" not in str(stopped) and str(tmp_path) in str(stopped)
+            train, val = read(folder, [*lines[:i], line, *lines[i + 1:]])
+        except SystemExit as stop:
+            assert "\n" not in stop.code and str(folder) in stop.code
             continue
-        read += 1
+        read_well += 1
         assert shown(train) and shown(val) and not set(shown(train)) & set(shown(val))
         for split in (train, val):
             assert all(name and isinstance(name, str) for own in split.objects for name in own)
             for picture, prompt, answer, kind in split.captions + split.questions:
                 assert picture < len(split.images) == len(split.objects)
-                TOKENIZER.encode((prompt or "") + answer + kind)
-    assert 50 < read < 250
+                BYTES.encode((prompt or "") + answer + kind)
+    assert 50 < read_well < 250

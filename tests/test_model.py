@@ -1,17 +1,18 @@
 """The model: masks reach the attention, answers do not leak, padding and cache change nothing."""
 import random
+from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from mma import IMAGE, KINDS, PAD, TEXT, attention_mask, mask_mod
-from model import IMAGE_ID, PAD_ID, SPECIALS, Attention, Config, MultimodalGPT, Tokenizer
+from mma import IMAGE, KINDS, TEXT, attention_mask, mask_mod
+from model import SPECIALS, Attention, Config, MultimodalGPT, Tokenizer
+from test_mma import read_rows
 
 CONFIG = Config(vocab_size=40, context=64, width=32, heads=2, layers=3, vit_layers=1,
                 image_size=32)  # 4 image tokens
-END = 39
 
 
 def make_model(cls=MultimodalGPT, attention="mma"):
@@ -30,119 +31,110 @@ def pictures(n):
     return torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8)
 
 
-def read_rows(*layouts):
-    """Layouts of equal length -> (ids, modality, generated).
-
-    i: one position of a picture; a dot: padding; another letter: a token, generated if a capital.
-    """
-    ids, modality, generated = [], [], []
-    for layout in layouts:
-        ids.append([{".": PAD_ID, "i": IMAGE_ID}.get(c, ord(c) % 32 + 6) for c in layout])
-        modality.append([{".": PAD, "i": IMAGE}.get(c, TEXT) for c in layout])
-        generated.append([c.isupper() for c in layout])
-    return torch.tensor(ids), torch.tensor(modality), torch.tensor(generated)
-
-
 CONVERSATIONS = ("uiiiiqweAB", "uqAiiiiwBCzD", "uiiiiqABwCiiiizxDy")
 
 
-@pytest.mark.parametrize("attention", KINDS)
-@pytest.mark.parametrize("layout", CONVERSATIONS)
-def test_answer_tokens_never_leak_into_earlier_logits(attention, layout):
-    model, images = make_model(attention=attention), pictures(layout.count("iiii"))
-    ids, modality, generated = read_rows(layout)
-    before = model(images, ids, modality, generated)[0]
-    for k in generated[0].nonzero()[:, 0].tolist():
-        other = ids.clone()
-        other[0, k] += 1
-        after = model(images, other, modality, generated)[0]
-        assert torch.equal(before[0, :k], after[0, :k])
-        assert not torch.equal(before[0, k], after[0, k])
-
-
-@pytest.mark.parametrize("attention, moves",
-                         [("causal", False), ("image", False), ("prefix", True), ("mma", True)])
-def test_the_question_moves_the_image_tokens_under_mma_and_prefix_alone(attention, moves):
-    model, images = make_model(attention=attention), pictures(1)
-    ids, *rest = read_rows("uiiiiqwA")
-    other = ids.clone()
-    other[0, 5] += 1  # the first word of the question
-    before, after = model(images, ids, *rest)[0], model(images, other, *rest)[0]
-    assert ((before != after).any(-1)[0, 1:5] == moves).all()
-
-
-class GivenInputs(MultimodalGPT):
-    """Its input vectors, from pictures and text, are simply `x`."""
+class Nudged(MultimodalGPT):
+    """Its input vectors, from pictures and text, can be moved."""
 
     def embed(self, images, ids, modality, image_index=None):
-        return self.x
+        return super().embed(images, ids, modality, image_index) + self.nudge
 
 
-@pytest.mark.parametrize("attention", KINDS)
-@pytest.mark.parametrize("layout", CONVERSATIONS + ("iiiiqw", ".qiwiA.", "tiqiwAwiqA"))
-def test_outputs_move_exactly_where_the_mask_lets_them(attention, layout):
-    """An input at k moves the output at q if and only if k reaches q through the three masks."""
-    model, rows = make_model(GivenInputs, attention), read_rows(layout)
-    mask = attention_mask(*rows[1:], attention)[0, 0].double()
-    reach = (mask @ mask @ mask) > 0
-    model.x = torch.randn(1, len(layout), CONFIG.width, dtype=torch.float64)
-    before = model(None, *rows)[0]
-    for k in range(len(layout)):
-        model.x[0, k] += torch.randn(CONFIG.width, dtype=torch.float64)
-        after = model(None, *rows)[0]
-        assert torch.equal((after != before).any(-1)[0], reach[:, k])
+def moved(attention, layout):
+    """[q][k]: whether another token at k gives other logits at q."""
+    model, images = make_model(Nudged, attention), pictures(layout.count("i") // 4)
+    ids, *about = read_rows(layout)
+    model.nudge = torch.zeros(*ids.shape, CONFIG.width)
+    before = model(images, ids, *about)[0]
+    columns = []
+    for k, letter in enumerate(layout):
+        if letter == "i":
+            model.nudge[0, k] += torch.randn(CONFIG.width)
+        else:
+            ids[0, k] += 1
+        after = model(images, ids, *about)[0]
+        columns.append((after != before).any(-1)[0])
         before = after
+    return torch.stack(columns, 1)
 
 
 @pytest.mark.parametrize("attention", KINDS)
-def test_a_row_gives_the_same_logits_alone_padded_and_in_a_batch(attention):
-    model, images = make_model(attention=attention), pictures(3)
+@pytest.mark.parametrize("layout", [*CONVERSATIONS, "iiiiqw", ".qiwiiiA.", "tiqiwAwiqiA"])
+def test_answer_tokens_never_leak_and_all_move_what_they_reach_by_three_masks(attention, layout):
+    found = moved(attention, layout)
+    _, modality, generated = read_rows(layout)
+    assert not found.triu(1)[:, generated[0]].any()
+    mask = attention_mask(modality, generated, attention)[0, 0].double()
+    assert torch.equal(found, mask @ mask @ mask > 0)
+
+
+@pytest.mark.parametrize("attention", KINDS)
+def test_the_question_moves_the_image_tokens_under_mma_and_prefix_alone(attention):
+    moves = moved(attention, "uiiiiqwA")[1:5, 5:7]
+    assert (moves == (attention in ("mma", "prefix"))).all()
+
+
+@pytest.mark.parametrize("attention", KINDS)
+def test_a_row_gives_the_same_logits_alone_padded_and_in_a_batch_that_shares_pictures(attention):
+    model, images = make_model(attention=attention), pictures(2)
     layouts = ["uiiiiqwAB", "uiiiiqAiiiiwB", "tqAwB"]  # one picture, two, none
-    shown = [images[:1], images[1:], None]
+    shown = [images[:1], images[[1, 0]], None]
+    shared = torch.tensor([0, 1, 0])
     alone = [model(x, *read_rows(layout))[0] for x, layout in zip(shown, layouts)]
     for left in (0, 1, 3):
         padded = [("." * left + layout).ljust(17, ".") for layout in layouts]
-        together = model(images, *read_rows(*padded))[0]
+        together = model(images, *read_rows(*padded), image_index=shared)[0]
         for i, logits in enumerate(alone):
             row = together[i:i + 1, left:left + logits.shape[1]]
             torch.testing.assert_close(row, logits, atol=1e-9, rtol=0)
 
 
-def dull_generate(model, images, ids, modality, new, image_index, generated):
+def dull_generate(model, images, ids, modality, new, end, index, generated):
     """The whole row through the whole model for each new token."""
     tokens, ended = [], torch.zeros(len(ids), dtype=torch.bool)
     while len(tokens) < new and not ended.all():
-        logits = model(images, ids, modality, generated, image_index=image_index)[0]
-        tokens.append(torch.where(ended, END, logits[:, -1].argmax(-1)))
-        ended |= tokens[-1] == END
-        ids = torch.cat([ids, tokens[-1][:, None]], 1)
+        logits, _ = model(images, ids, modality, generated, image_index=index)
+        token = logits[:, -1].argmax(-1)
+        token[ended] = end
+        tokens.append(token)
+        ended |= token == end
+        ids = torch.cat([ids, token[:, None]], 1)
         modality = F.pad(modality, (0, 1), value=TEXT)
         generated = F.pad(generated, (0, 1), value=True)
     return torch.stack(tokens, 1)
 
 
+def assert_equals_recomputing(model, layouts, index):
+    """Without an end, and with the end that makes the first row stop after three tokens."""
+    images, (ids, modality, generated) = pictures(3), read_rows(*layouts)
+    end = -1
+    for _ in range(2):
+        arguments = images, ids, modality, 6, end, torch.tensor(index), generated
+        found = model.generate(*arguments)
+        assert torch.equal(found, dull_generate(model, *arguments))
+        if not generated.any():
+            assert torch.equal(found, model.generate(*arguments[:-1]))
+        end = found[0, 2]
+
+
 @pytest.mark.parametrize("attention", KINDS)
 @pytest.mark.parametrize("layouts, index", [
+    (["uiiiiqw"], [2]),  # all rows end early
     (["uiiiiqw", "uiiiiwe"], [0, 0]),
     (["......uqwe", "uiiiiiiiiw", "...uiiiiwq"], [1, 0, 2]),
     (["...uqAwBqe", ".uiiiiqAwe", "qAwBCiiiiw"], [2, 1]),  # earlier turns, answers among them
 ])
 def test_cached_generation_equals_recomputing_everything(attention, layouts, index):
-    model, images = make_model(attention=attention), pictures(3)
-    ids, modality, generated = read_rows(*layouts)
-    index = torch.tensor(index)
-    got = model.generate(images, ids, modality, 6, END, index, generated)
-    assert torch.equal(got, dull_generate(model, images, ids, modality, 6, index, generated))
-    if not generated.any():
-        assert torch.equal(got, model.generate(images, ids, modality, 6, END, index))
+    assert_equals_recomputing(make_model(attention=attention), layouts, index)
 
 
 class Mixed(MultimodalGPT):
-    """Another mask in each layer, and positions that count backward."""
+    """In the second layer generated tokens do not see pictures; positions count backward."""
 
     def mask(self, modality, generated, layer):
-        mask = attention_mask(modality, generated, ("mma", "causal", "prefix")[layer])
-        if layer == 1:  # generated tokens do not see pictures
+        mask = super().mask(modality, generated, layer)
+        if layer == 1:
             mask &= ~(generated[:, None, :, None] & (modality == IMAGE)[:, None, None, :])
         return mask
 
@@ -151,29 +143,16 @@ class Mixed(MultimodalGPT):
 
 
 def test_a_subclass_with_its_own_masks_and_positions_uses_them_in_forward_and_generate():
-    model, images, rows = make_model(Mixed), pictures(1), read_rows("uiiiiqAwe")
-    ids, modality, generated = rows
-    masks = [attention_mask(*rows[1:], attention) for attention in ("mma", "causal", "prefix")]
-    masks[1][0, 0, 6, 1:5] = False
-    x = model.embed(images, ids, modality) + model.position.weight[63 - torch.arange(9)]
-    for block, mask in zip(model.blocks, masks):
+    layout = "uiiiiqAwe"
+    model, images = make_model(Mixed), pictures(1)
+    ids, *about = read_rows(layout)
+    x = model.embed(images, ids, about[0]) + model.position.weight[63 - torch.arange(9)]
+    for layer, block in enumerate(model.blocks):
+        mask = attention_mask(*about, "mma")
+        mask[0, 0, 6, 1:5] = layer != 1
         x = block(x, mask)
-    torch.testing.assert_close(model(images, *rows)[0], model.logits(x))
-    got = model.generate(images, ids, modality, 8, END, None, generated)
-    assert torch.equal(got, dull_generate(model, images, ids, modality, 8, None, generated))
-
-
-def test_generation_stops_when_every_row_has_ended():
-    model, images = make_model(), pictures(3)
-    ids, modality, _ = read_rows("uiiiiqw", "uiiiiwe", "uiiiiee")
-    free = model.generate(images, ids, modality, 8, end=-1).tolist()
-    end = free[0][2]  # the third token of the first row
-    stops = [row.index(end) + 1 if end in row else 8 for row in free]
-    wanted = [(row[:stop] + [end] * 8)[:max(stops)] for row, stop in zip(free, stops)]
-    assert model.generate(images, ids, modality, 8, end).tolist() == wanted
-    with torch.no_grad():
-        model.norm.weight.zero_()  # every logit is 0, and argmax takes id 0
-    assert model.generate(images, ids, modality, 8, end=0).tolist() == [[0]] * 3
+    torch.testing.assert_close(model(images, ids, *about)[0], model.logits(x))
+    assert_equals_recomputing(model, [layout], [0])
 
 
 def test_loss_is_the_mean_over_generated_tokens_predicted_one_earlier():
@@ -187,13 +166,6 @@ def test_loss_is_the_mean_over_generated_tokens_predicted_one_earlier():
     assert abs(loss.item() - by_hand.item()) < 1e-5
 
 
-def test_questions_about_one_picture_share_it():
-    model, images, rows = make_model(), pictures(2), read_rows("uiiiiqw", "uiiiiwe", "uiiiiew")
-    index = torch.tensor([1, 1, 0])
-    shared = model(images, *rows, image_index=index)[0]
-    torch.testing.assert_close(shared, model(images[index], *rows)[0])
-
-
 def test_without_its_blocks_the_vit_sees_36_pixels_a_side_around_each_patch():
     model = make_model()
     model.vit.blocks = torch.nn.ModuleList()
@@ -201,12 +173,11 @@ def test_without_its_blocks_the_vit_sees_36_pixels_a_side_around_each_patch():
     changed = images.clone()
     for i in range(1024):  # another pixel in each picture
         changed[i, i // 32, i % 32] ^= 255
-    moved = (model.vit(changed) != model.vit(images)).any(-1)  # (1024, 4)
-    for i in range(1024):
-        for token in range(4):
-            top, left = token // 2 * 16 - 10, token % 2 * 16 - 10
-            inside = top <= i // 32 < top + 36 and left <= i % 32 < left + 36
-            assert moved[i, token] == inside
+    seen = (model.vit(changed) != model.vit(images)).any(-1)  # (1024, 4)
+    for i, token in product(range(1024), range(4)):
+        top, left = token // 2 * 16 - 10, token % 2 * 16 - 10
+        inside = top <= i // 32 < top + 36 and left <= i % 32 < left + 36
+        assert seen[i, token] == inside
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -222,33 +193,26 @@ def test_flex_attention_gives_what_the_dense_mask_gives(attention):
     torch.testing.assert_close(flex, dense, atol=1e-5, rtol=1e-4)
 
 
-def test_too_many_and_too_few_pictures_are_refused():
+def test_other_numbers_of_pictures_and_padding_on_the_right_of_prompts_are_refused():
     for n in (0, 2):
         with pytest.raises((RuntimeError, IndexError), match="shape mismatch"):
             make_model()(pictures(n), *read_rows("uiiiiqw"))
-
-
-def test_prompts_padded_on_the_right_are_refused():
     with pytest.raises(ValueError, match="pad prompts on the left"):
-        make_model().generate(None, *read_rows("tq", "t.")[:2], 3, END)
+        make_model().generate(None, *read_rows("tq", "t.")[:2], 3, 0)
 
 
 TEXTS = ["Is there a star in the image?", "a red fish at top-left, a blue cup at center."] * 2
 TOKENIZER = Tokenizer.build(TEXTS + ["Is there a zebra?"])
-ALPHABETS = ("abc XYZ-?.,", "äßñçœ łéÅ", "日本語テキスト", "🙂👩‍👩‍👧🇫🇷", "\x00\x1b\t\n\r\x7f",
-             "\u202e\u200b\ufeff\u0301", SPECIALS, ("Is there a star", " in the image?", "-a"))
-
-
-def random_texts(n):
-    rng = random.Random(0)
-    for _ in range(n):
-        letters = [rng.choice(rng.choice(ALPHABETS)) for _ in range(rng.randint(0, 40))]
-        letters += [chr(rng.choice((rng.randrange(0xD800), rng.randrange(0xE000, 0x110000))))]
-        yield "".join(letters)
+LETTERS = [*"abc XYZ-?.,äßñçœłéÅ日本語テキスト🙂👩‍👩‍👧🇫🇷", *"\0\x1b\t\n\r\x7f\u202e\u200b\ufeff\u0301",
+           "Is there a star", " in the image?", "-a", *SPECIALS]
 
 
 def test_any_text_survives_the_tokenizer_and_types_no_special():
-    for text in ["", " ", "  a  red  ", "<eos>", *SPECIALS, *TEXTS, *random_texts(2000)]:
+    rng = random.Random(0)
+    texts = ["", " ", "  a  red  ", *TEXTS]
+    texts += ["".join(rng.choices(LETTERS, k=rng.randint(1, 40))) for _ in range(2000)]
+    texts += map(chr, [*range(0, 0xD800, 20), *range(0xE000, 0x110000, 1000)])
+    for text in texts:
         ids = TOKENIZER.encode(text)
         assert TOKENIZER.decode(ids) == text
         assert all(len(SPECIALS) <= i < len(TOKENIZER.pieces) for i in ids)
