@@ -5,9 +5,7 @@ Read `model.py` before, `train.py` after. Shapes: B rows, T positions, N picture
 import json
 from collections import Counter, defaultdict, namedtuple
 from functools import cache, partial
-from hashlib import sha256
 from itertools import cycle
-from os.path import getmtime, isfile
 from pathlib import Path
 from random import Random
 
@@ -17,16 +15,15 @@ from PIL import Image, ImageOps
 from tqdm.contrib.concurrent import thread_map
 
 from mma import IMAGE, PAD, TEXT
-from model import ASSISTANT_ID, EOS_ID, IMAGE_ID, PAD_ID, USER_ID, save
+from model import ASSISTANT_ID, EOS_ID, IMAGE_ID, PAD_ID, USER_ID
 
-# One text about one picture, an index into the images; without a prompt the answer is a caption.
+# picture: index into the images. prompt: a question; None where the answer is a caption.
 Example = namedtuple("Example", "picture prompt answer kind")
 # A part of a data set: images (N, size, size, 3) uint8, Examples, names of objects by picture.
 Split = namedtuple("Split", "images captions questions objects")
 
 
 # The picture world: a seed becomes a Scene, and a Scene becomes pixels, a caption, and questions.
-
 SIZE = 64  # side of a picture in pixels
 COMMON = ("star", "flower", "key", "shell")  # they lie anywhere
 THEMES = {  # as in photographs, these mostly stay in their theme; from frequent to rare
@@ -38,7 +35,6 @@ THEMES = {  # as in photographs, these mostly stay in their theme; from frequent
 OBJECTS = COMMON + sum(THEMES.values(), ())
 COLORS = {"red": "#de282c", "orange": "#fa8a14", "yellow": "#fce028",
           "green": "#249c3e", "blue": "#2c58de", "purple": "#9638be"}
-INK = "#26222e"  # of outlines
 PLACES = "top-left top top-right left center right bottom-left bottom bottom-right".split()
 FIRST_SEED = {"train": 0, "val": 100_000_000, "test": 200_000_000}
 NO_YES = ("no", "yes")  # the answer by truth
@@ -57,8 +53,9 @@ def make_scene(seed):
             source = theme if rng.random() < 0.85 else rng.choice(list(THEMES))
             name = rng.choices(THEMES[source], weights=(3, 2, 1))[0]
         color = rng.choice(list(COLORS))
-        x = 11 + 21 * (place % 3) + rng.randint(-1, 1)
-        y = 11 + 21 * (place // 3) + rng.randint(-1, 1)
+        row, column = divmod(place, 3)
+        x = 11 + 21 * column + rng.randint(-1, 1)
+        y = 11 + 21 * row + rng.randint(-1, 1)
         size = rng.choice((11, 13, 15, 17))
         objects.append(Object(name, color, PLACES[place], x, y, size))
     return Scene(theme, tuple(objects))
@@ -82,7 +79,7 @@ def sprite(name, color, size):
     left = 128 * column
     top = 256 + 128 * row
     tile = SPRITES.crop((left, top, left + 128, top + 128))
-    picture = ImageOps.colorize(tile.convert("L"), INK, "white", mid=COLORS[color])
+    picture = ImageOps.colorize(tile.convert("L"), "#26222e", "white", mid=COLORS[color])
     picture.putalpha(tile.getchannel("A"))
     return picture.resize((size, size), Image.BOX)
 
@@ -100,9 +97,11 @@ def draw(scene, size=SIZE):
 
 
 def caption(scene):
-    """What is at a place and where a thing is in turn: "top-left red fish, blue cup center"."""
-    phrases = [f"{o.place} {o.color} {o.name}" for o in scene.objects]
-    phrases[1::2] = [f"{o.color} {o.name} {o.place}" for o in scene.objects[1::2]]
+    """Place first and thing first, in turn: "top-left red fish, blue cup center"."""
+    phrases = []
+    for i, o in enumerate(scene.objects):
+        thing = f"{o.color} {o.name}"
+        phrases.append(f"{thing} {o.place}" if i % 2 else f"{o.place} {thing}")
     return ", ".join(phrases)
 
 
@@ -126,7 +125,8 @@ def unambiguous(scene):
             pairs["where_color"].append((f"Where is the {thing}?", o.place))
         for other in scene.objects:
             asked = f"{other.color} {o.name}"
-            pairs["exist_color"].append((exist_question(asked), NO_YES[asked in things]))
+            truth = asked in things
+            pairs["exist_color"].append((exist_question(asked), NO_YES[truth]))
     return pairs
 
 
@@ -161,7 +161,8 @@ def make_world(part, n, seed=0, size=SIZE):
     for i, questions in enumerate(questions_about(scenes, seed)):
         split.captions.append(Example(i, None, caption(scenes[i]), "caption"))
         split.questions.extend(Example(i, *question) for question in questions)
-        split.objects.append(list(dict.fromkeys(o.name for o in scenes[i].objects)))
+        names = [o.name for o in scenes[i].objects]
+        split.objects.append(list(dict.fromkeys(names)))
     return split
 
 
@@ -205,9 +206,9 @@ class Dataset:
         """Some pictures and rows about each -> indices. No state: resumed runs draw the same."""
         rng = Random(seed)
         indices = []
-        groups = list(self.rows_of.values())
-        for own in rng.sample(groups, min(pictures, len(groups))):
-            indices += rng.sample(own, min(rows, len(own)))
+        for picture in rng.sample(list(self.rows_of), min(pictures, len(self.rows_of))):
+            about = self.rows_of[picture]
+            indices += rng.sample(about, min(rows, len(about)))
         return indices
 
     def generated_tokens(self, indices):
@@ -219,14 +220,14 @@ class Dataset:
         if prompts_only:
             rows = [(prompt, []) for prompt, _ in rows]
         T = max(len(prompt + answer) for prompt, answer in rows)
-        ids = np.full((len(rows), T), PAD_ID)
-        generated = np.zeros((len(rows), T), bool)
-        for b, (prompt, answer) in enumerate(rows):
-            ids[b, T - len(prompt + answer):] = prompt + answer
-            generated[b, T - len(answer):] = True
-        modality = np.full_like(ids, TEXT)
-        modality[ids == IMAGE_ID] = IMAGE
-        modality[ids == PAD_ID] = PAD
+        ids, generated = [], []
+        for prompt, answer in rows:
+            padding = T - len(prompt + answer)
+            ids.append([PAD_ID] * padding + prompt + answer)
+            generated.append([False] * (T - len(answer)) + [True] * len(answer))
+        ids = np.array(ids)
+        generated = np.array(generated)
+        modality = np.select([ids == IMAGE_ID, ids == PAD_ID], [IMAGE, PAD], TEXT)
         # Each picture once: questions about it share one pass through the ViT.
         shown = [self.examples[i].picture for i in indices]
         pictures, image_index = np.unique(shown, return_inverse=True)
@@ -255,7 +256,7 @@ def check_line(where, folder, line, wanted):
     """SystemExit unless `wanted` keys hold texts, and "image" names a file inside the folder."""
     for key in ("image", *wanted):
         if not isinstance(line.get(key), str):
-            raise SystemExit(f'{where}: a text "{key}" is wanted')
+            raise SystemExit(f'{where}: a text "{key}" is wanted; given: {", ".join(line)}')
     picture = (folder / line["image"]).resolve()
     if not picture.is_relative_to(folder.resolve()):
         raise SystemExit(f"{where}: {line['image']!r} is no file inside {folder}")
@@ -275,35 +276,29 @@ def read_entries(path):
 
 
 def read_folder(folder, size, seed=0):
-    """A folder of your own pictures, size x size pixels each -> (train, val), two Splits.
-
-    Without val.jsonl a tenth of the pictures, chosen by a hash of their names, is held out.
-    """
+    """A folder of your own pictures -> two Splits. Without val.jsonl a tenth is held out."""
     folder = Path(folder)
-    train = list(read_entries(folder / "train.jsonl"))
+    train, val = list(read_entries(folder / "train.jsonl")), []
     if (folder / "val.jsonl").exists():
         val = list(read_entries(folder / "val.jsonl"))
-    else:
-        names = {entry["image"] for entry in train}
-        by_hash = sorted(names, key=lambda name: sha256(name.encode()).digest())
-        held_out = set(by_hash[::10])
+    images, index = load_pictures(folder, [entry["image"] for entry in train + val], size)
+    if len(images) < 2:
+        raise SystemExit(f"{folder}: not enough pictures")
+    if not val:
+        held_out = set(Random(0).sample(sorted(index), max(1, len(index) // 10)))
         val = [entry for entry in train if entry["image"] in held_out]
         train = [entry for entry in train if entry["image"] not in held_out]
-    known = set()
-    for entry in train + val:
-        known.update(entry["objects"])
-    train = make_split(folder, "train", train, size, known, seed)
-    return train, make_split(folder, "val", val, size, known, seed)
+    known = {name for entry in train + val for name in entry["objects"]}
+    return [make_split(images, index, entries, known, seed) for entries in (train, val)]
 
 
-def make_split(folder, part, entries, size, known, seed):
+def make_split(images, index, entries, known, seed):
     """Entries of a .jsonl file -> Split. known: all objects, to ask for what is not there, too."""
-    names = [entry["image"] for entry in entries]
-    images, index = load_pictures(folder, names, size, folder / f".{part}-{size}px.pt")
     split = Split(images, [], [], [[] for _ in images])
-    readable = [entry for entry in entries if entry["image"] in index]
-    for entry in readable:
-        i = index[entry["image"]]
+    for entry in entries:
+        i = index.get(entry["image"])
+        if i is None:  # it could not be read
+            continue
         if "caption" in entry:
             split.captions.append(Example(i, None, entry["caption"], "caption"))
         if "question" in entry:
@@ -316,59 +311,60 @@ def make_split(folder, part, entries, size, known, seed):
     for i, present in enumerate(split.objects):
         absent = sorted(known - set(present))
         rng.shuffle(absent)
-        for yes, no in zip(cycle(present), absent[:6]):
+        for yes, no in zip(cycle(present), absent[:6]):  # as many of both
             split.questions.append(Example(i, exist_question(yes), "yes", "exist"))
             split.questions.append(Example(i, exist_question(no), "no", "exist"))
-    if not split.captions:  # up to four questions with answers are one; open ones, if any
-        about = defaultdict(list)
-        for e in split.questions:
-            about[e.picture].append(e)
-        for i, examples in about.items():
-            open_questions = [e for e in examples if e.answer not in NO_YES]
-            texts = [f"{e.prompt} {e.answer}" for e in open_questions or examples]
-            for _ in range(4):
-                rng.shuffle(texts)
-                split.captions.append(Example(i, None, " ".join(texts[:4]), "caption"))
+    if not split.captions:
+        split.captions.extend(captions_of_questions(split.questions, rng))
     return split
+
+
+def captions_of_questions(questions, rng):
+    """Yields captions for pictures that have none, such as "What color is it? red Is it big? no".
+
+    Each joins up to four questions and their answers; yes and no only where nothing else is asked.
+    """
+    about = defaultdict(list)
+    for e in questions:
+        about[e.picture].append(e)
+    for i, examples in about.items():
+        open_questions = [e for e in examples if e.answer not in NO_YES]
+        texts = [f"{e.prompt} {e.answer}" for e in open_questions or examples]
+        for _ in range(4):
+            rng.shuffle(texts)
+            yield Example(i, None, " ".join(texts[:4]), "caption")
 
 
 def load_picture(path, size):
     """A picture file -> (size, size, 3) uint8 with gray margins, or as text what is wrong."""
     try:
         with Image.open(path) as picture:
+            picture.draft(None, (size, size))  # reads large JPEGs at a fraction of their size
+            if picture.mode[0] in "IF":
+                raise ValueError("more than 8 bits a channel")
             picture = ImageOps.exif_transpose(picture).convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")  # behind what is transparent
-        picture = Image.alpha_composite(white, picture).convert("RGB")
-        return np.array(ImageOps.pad(picture, (size, size), color="gray"))
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return np.array(ImageOps.pad(picture.convert("RGB"), (size, size), color="gray"))
     except Exception as error:  # Pillow's decoders raise nearly every kind there is
         return f"{path}: no readable picture ({error!r})"
 
 
-def load_pictures(folder, names, size, kept):
-    """Picture files -> (images (N, size, size, 3) uint8, dict of name -> index of its image).
-
-    Decoded once: the file `kept` holds them for the next time, as long as no picture changes.
-    """
+def load_pictures(folder, names, size):
+    """Picture files -> (images (N, size, size, 3) uint8, dict of name -> index of its image)."""
     names = list(dict.fromkeys(names))
     if not names:
-        raise SystemExit(f"{folder}: not enough pictures")
+        raise SystemExit(f"{folder}: no pictures")
     paths = [folder / name for name in names]
-    key = [names, [getmtime(path) for path in paths if isfile(path)]]
-    found = torch.load(kept, weights_only=True) if kept.exists() else {"key": None}
-    if found["key"] != key:
-        decoded = thread_map(partial(load_picture, size=size), paths, desc=f"decoding {folder}")
-        pixels, index, bad = [], {}, []
-        for name, picture in zip(names, decoded):
-            if isinstance(picture, str):
-                bad.append(picture)
-            else:
-                index[name] = len(pixels)
-                pixels.append(picture)
-        if len(bad) > len(names) / 100:
-            raise SystemExit(f"{len(bad)} of {len(names)} pictures can't be read; first: {bad[0]}")
-        images = torch.from_numpy(np.stack(pixels))
-        found = {"key": key, "bad": bad, "index": index, "images": images}
-        save(kept, found)
-    for reason in found["bad"]:
+    decoded = thread_map(partial(load_picture, size=size), paths, desc=f"decoding {folder}")
+    images, index, bad = [], {}, []
+    for name, picture in zip(names, decoded):
+        if isinstance(picture, str):
+            bad.append(picture)
+        else:
+            index[name] = len(images)
+            images.append(picture)
+    if len(bad) > len(names) / 100:
+        raise SystemExit(f"{len(bad)} of {len(names)} pictures can't be read; first: {bad[0]}")
+    for reason in bad:
         print(f"left out: {reason}")
-    return found["images"].numpy(), found["index"]
+    return np.stack(images), index

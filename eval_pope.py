@@ -12,7 +12,7 @@ together with one in the picture (`adversarial`).
 import json
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter, defaultdict
-from os.path import getmtime, isfile
+from os.path import getmtime
 from pathlib import Path
 from random import Random
 
@@ -49,11 +49,9 @@ def build(objects, split, seed=0, pictures=500, least=3, known=()):
             likely = {"random": Counter(), "popular": frequency, "adversarial": together[name]}
             ranked = [other for other, _ in likely[split].most_common()]
             ranked += rng.sample(sorted(frequency), len(frequency))
-            for other in ranked:
-                if other not in used:
-                    questions.append((i, other, "no"))
-                    used.add(other)
-                    break
+            if absent := [other for other in ranked if other not in used]:
+                questions.append((i, absent[0], "no"))
+                used.add(absent[0])
     return questions
 
 
@@ -95,21 +93,23 @@ def ask_own(run, scenes, part="test", dataset_class=Dataset):
     """-> the figures of a run about its own data, as in eval.json."""
     model, _, checkpoint = run
     options, size = checkpoint["options"], model.config.image_size
+    known, least = [], 3
     if options["data"]:
         train, split = read_folder(options["data"], size, options["seed"])
         known = [name for names in train.objects for name in names]
         least = 1
     else:
         split = make_world(part, scenes, 0, size)
-        known, least = [], 3
     figures = {}
     for name in SPLITS:
         pope = build(split.objects, name, least=least, known=known)
         if not any(label == "no" for _, _, label in pope):
-            continue  # nobody names objects, or all pictures show all of them
+            continue
         examples = [Example(i, exist_question(thing), label, name) for i, thing, label in pope]
         answers = ask(run, split.images, examples, dataset_class)
         figures[name] = score(answers, [e.answer for e in examples])
+    if not figures:
+        print("no POPE: pictures must name objects that others do not show")
     if split.questions:
         answers = ask(run, split.images, split.questions, dataset_class)
         right = [a == example.answer for a, example in zip(answers, split.questions)]
@@ -126,9 +126,8 @@ def ask_official(run, path, folder, out):
         if question["label"] not in NO_YES or "question_id" not in question:
             raise SystemExit(f'{where}: wanted are "label", yes or no, and "question_id"')
         questions.append(question)
-    size = run[0].config.image_size
-    names = sorted(q["image"] for q in questions if isfile(folder / q["image"]))
-    images, index = load_pictures(folder, names, size, out.parent / f".pope-{size}px.pt")
+    names = [q["image"] for q in questions if (folder / q["image"]).is_file()]
+    images, index = load_pictures(folder, names, run[0].config.image_size)
     asked = [q for q in questions if q["image"] in index]
     if left_out := len(questions) - len(asked):
         print(f"{left_out} of {len(questions)} questions are left out: no picture in {folder}")
@@ -146,7 +145,7 @@ def main():
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("runs", nargs="*", type=Path, help="run folders or checkpoints (default: the newest run)")
-    add("--pope", metavar="FILE", nargs="+", help="ask these official POPE files")
+    add("--pope", metavar="FILE", nargs="+", type=Path, help="ask these official POPE files")
     add("--images", type=Path, metavar="DIR", default=".", help="folder of pictures (default: .)")
     add("--scenes", type=int, default=1000, help="test scenes to draw (default: 1000)")
     add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
@@ -154,13 +153,13 @@ def main():
     newest = max(Path("runs").glob("*/model.pt"), key=getmtime, default=Path("runs/model.pt"))
     for path in options.runs or [newest.parent]:
         run = model, _, checkpoint = load(path, pick_device(options.device))
-        out = path if path.is_dir() else path.parent
+        out = path if path.is_dir() else path.with_suffix("")  # RUN/pretrained.pt -> RUN/pretrained
+        out.mkdir(exist_ok=True)
         if options.pope:
             name, figures = "pope.json", {}
             for file in options.pope:
-                split = Path(file).stem.split("_")[-1]
-                answers = out / f"pope_{split}_answers.jsonl"
-                figures[split] = ask_official(run, file, options.images, answers)
+                answers = out / f"{file.stem}_answers.jsonl"
+                figures[file.stem] = ask_official(run, file, options.images, answers)
         else:
             name, figures = "eval.json", ask_own(run, options.scenes)
         (out / name).write_text(json.dumps(figures, indent=1) + "\n")
@@ -168,7 +167,7 @@ def main():
         for name, shares in figures.items():
             if name == "accuracy":  # of all questions
                 shares = {"of all questions": shares}
-            print(f"{name:14}{percents(shares)}")
+            print(f"{name:20}{percents(shares)}")
 
 
 if __name__ == "__main__":

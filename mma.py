@@ -6,8 +6,7 @@ whatever is asked. MMA ("Seeing is Understanding: Unlocking Causal Attention int
 Attention for Multimodal LLMs", arXiv 2503.02597) opens exactly that part of the mask: image tokens
 also attend to the question. It adds no parameter; it is one boolean matrix.
 
-This file needs torch alone: copy it into your own model.
-Shapes: B rows of a batch, T positions of a row. `python -m extras.figures masks` draws the masks.
+This file needs torch alone: copy it into your own model. Shapes: B rows of a batch, T positions.
 """
 import torch
 
@@ -18,18 +17,18 @@ KINDS = ("causal", "image", "prefix", "mma")
 def may_attend(q_pos, k_pos, q_modality, k_modality, q_turn, k_turn, q_generated, attention):
     """Whether the token at q may look at the token at k. Broadcasts over any shapes; returns bool.
 
-    The one place where the rule is written: FlexAttention calls it on single positions,
-    `attention_mask` on a whole (B, 1, T, T) grid. Every kind of attention is causal (k is not later
-    than q) and opens some later k besides, if no token up to it is generated (it is in q's turn):
+    The one place where the rule is written; an attention of your own is one more branch here, and a
+    name in KINDS. Under each of them a token sees all that is not later than itself. Some see later
+    tokens, too, but nothing from the next generated token on (there begins a new turn):
 
-    causal: nothing.
+    causal: none.
     image:  the tokens of one non-text modality see one another.
     prefix: all tokens of the prompt (what is not generated) see one another.
     mma:    a non-text token sees every token of a different modality. Text stays causal, and so do
             image tokens among themselves.
     """
     if attention == "causal":
-        opened = False
+        opened = torch.zeros_like(q_generated)
     elif attention == "image":
         opened = (q_modality > TEXT) & (k_modality == q_modality)
     elif attention == "prefix":
@@ -44,25 +43,6 @@ def may_attend(q_pos, k_pos, q_modality, k_modality, q_turn, k_turn, q_generated
     return (real & allowed) | ((q_modality == PAD) & (q_pos == k_pos))
 
 
-def mask_mod(modality, generated, attention="mma"):
-    """The rule as a function (b, h, q, k) -> bool of indices: row, head, and the two positions.
-
-    For FlexAttention's `create_block_mask(mask_mod(...), B, None, T, T)`. Arguments: see below.
-    """
-    check(modality, generated)
-    # Each generated token begins a turn, and no rule opens anything beyond a turn: no token sees a
-    # generated token that comes after it, through any number of layers.
-    # In a conversation (picture, question 1, answer 1, question 2, answer 2) the image sees only
-    # question 1. To show it question 2, make that an example with the turns before it as prompt.
-    turn = generated.cumsum(1)
-
-    def mod(b, h, q, k):
-        return may_attend(q, k, modality[b, q], modality[b, k], turn[b, q], turn[b, k],
-                          generated[b, q], attention)
-
-    return mod
-
-
 def attention_mask(modality, generated, attention="mma"):
     """The mask of a whole batch, as `F.scaled_dot_product_attention` takes it.
 
@@ -70,19 +50,36 @@ def attention_mask(modality, generated, attention="mma"):
     generated: (B, T) bool: True where the model must produce the token (the answer and its end).
     attention: one of KINDS.
     Returns (B, 1, T, T) bool, True = may attend; dimension 1 stands for all heads.
-    Raises ValueError for wrong shapes or dtypes, an unknown attention and, on a CPU, where looking
-    costs nothing, for a generated position that is not text.
+    Raises ValueError if this does not hold (on CPUs, too, if a generated token is not text).
 
     >>> modality = torch.tensor([[IMAGE, IMAGE, TEXT, TEXT]])  # two image tokens, question, answer
     >>> generated = torch.tensor([[False, False, False, True]])
     >>> attention_mask(modality, generated, "mma")[0, 0].int().tolist()
     [[1, 0, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
     """
-    mod = mask_mod(modality, generated, attention)
-    B, T = modality.shape
-    row = torch.arange(B, device=modality.device)[:, None, None, None]
-    pos = torch.arange(T, device=modality.device)
-    return mod(row, None, pos[:, None], pos)  # (B, 1, T, T)
+    check(modality, generated)
+    # Each generated token begins a turn, and no rule opens anything beyond a turn: no token sees a
+    # generated token that comes after it, through any number of layers.
+    # In a conversation (picture, question 1, answer 1, question 2, answer 2) the image sees only
+    # question 1. To show it question 2, make that an example with the turns before it as prompt.
+    turn = generated.cumsum(1)
+    pos = torch.arange(modality.shape[1], device=modality.device)
+    q, k = pos[:, None], pos[None]  # modality[:, q] is (B, T, 1), modality[:, k] is (B, 1, T)
+    mask = may_attend(q, k, modality[:, q], modality[:, k], turn[:, q], turn[:, k],
+                      generated[:, q], attention)
+    return mask[:, None]
+
+
+def mask_mod(modality, generated, attention="mma"):
+    """For FlexAttention: `create_block_mask(mask_mod(modality, generated), B, None, T, T)`."""
+    check(modality, generated)
+    turn = generated.cumsum(1)
+
+    def mod(b, h, q, k):
+        return may_attend(q, k, modality[b, q], modality[b, k], turn[b, q], turn[b, k],
+                          generated[b, q], attention)
+
+    return mod
 
 
 def check(modality, generated):

@@ -32,20 +32,17 @@ class Tokenizer:
         self.words = words
         self.pieces = [b""] * len(SPECIALS)  # id -> what it prints
         self.pieces += [bytes([i]) for i in range(256)]
-        self.id_of = {}
-        for word in self.words:
-            self.id_of[word] = len(self.pieces)
-            self.pieces.append(word.encode("utf-8", "replace"))
+        self.id_of = {word: len(self.pieces) + i for i, word in enumerate(words)}
+        self.pieces += [word.encode("utf-8", "replace") for word in words]
 
     @classmethod
     def build(cls, texts, max_words=8192):
-        """The vocabulary of an iterable of strings: the most frequent pieces that come twice."""
+        """The vocabulary of an iterable of strings: its most frequent pieces, none that is alone."""
         counts = Counter()
         for text in texts:
             counts.update(cls.PIECE.findall(text))
-        frequent = sorted(piece for piece in counts if counts[piece] > 1)
-        frequent.sort(key=counts.get, reverse=True)  # equal counts stay in alphabetical order
-        return cls(frequent[:max_words])
+        twice = [piece for piece in counts if counts[piece] > 1]
+        return cls(sorted(twice, key=lambda piece: (-counts[piece], piece))[:max_words])
 
     def encode(self, text):
         ids = []
@@ -59,8 +56,7 @@ class Tokenizer:
 
     def decode(self, ids):
         """Ids -> text. Specials print as nothing."""
-        pieces = [self.pieces[i] for i in ids]
-        return b"".join(pieces).decode("utf-8", "replace")
+        return b"".join(self.pieces[i] for i in ids).decode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ class Attention(nn.Module):
             v = torch.cat([cache[1], v], dim=2)
         if cache is not None:
             cache[:] = k, v  # (B, H, S, D/H) each
-        # Written out: on a CPU a training step is faster than with F.scaled_dot_product_attention.
+        # Not F.scaled_dot_product_attention, with which a training step takes longer on a CPU.
         scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5  # (B, H, T, S)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
@@ -148,7 +144,10 @@ class ViT(nn.Module):
         D = config.width
         C = D // 4  # between the two convolutions
         # As in "Early Convolutions Help Transformers See Better" (2106.14881).
-        self.patch = nn.Sequential(Windows(64 * 3, C), nn.ReLU(), Windows(64 * C, D))
+        self.patch = nn.Sequential(
+            Windows(64 * 3, C),
+            nn.ReLU(),
+            Windows(64 * C, D))
         self.position = nn.Parameter(torch.empty(config.image_tokens, D))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.vit_layers))
         self.norm = nn.LayerNorm(D, bias=False)
@@ -208,8 +207,8 @@ class MultimodalGPT(nn.Module):
         images:      (N, image_size, image_size, 3) uint8, or None where no row has a picture.
         ids:         (B, T) int64 token ids, anything where image tokens go.
         modality:    (B, T) integers, generated: (B, T) bool, see `mma.attention_mask`.
-        image_index: (M,) int64: which of the N pictures is the m-th one in the batch, row by row;
-                     questions about one picture then share one pass through the ViT.
+        image_index: (M,) int64: which of the N pictures the m-th place for a picture shows, counted
+                     row by row. Questions about one picture share one pass through the ViT.
         Returns (logits, loss): (B, T, V) and None, or with_loss the logits from which the generated
         tokens are predicted, (number of them, V), and their mean cross-entropy.
         """
@@ -219,9 +218,9 @@ class MultimodalGPT(nn.Module):
             x = block(x, self.mask(modality, generated, layer))
         if not with_loss:
             return self.logits(x), None
-        generated = generated[:, 1:]  # position t is predicted at t - 1
-        logits = self.logits(x[:, :-1][generated])  # only there: most positions need none
-        return logits, F.cross_entropy(logits.float(), ids[:, 1:][generated])
+        wanted = generated[:, 1:]  # position t is predicted at t - 1
+        logits = self.logits(x[:, :-1][wanted])  # only there: most positions need none
+        return logits, F.cross_entropy(logits.float(), ids[:, 1:][wanted])
 
     def logits(self, x):
         """x: (..., D) -> (..., V)."""
@@ -245,13 +244,14 @@ class MultimodalGPT(nn.Module):
         row_modality = F.pad(modality, (0, max_new_tokens), value=TEXT)  # (B, S)
         row_generated = F.pad(generated, (0, max_new_tokens), value=True)  # (B, S)
         masks = [self.mask(row_modality, row_generated, layer) for layer in range(len(self.blocks))]
-        positions = self.positions(row_modality)
+        # A right answer ends within the context: what comes after it may have any position.
+        positions = self.positions(row_modality).clamp(max=self.config.context - 1)
         caches = [[] for _ in self.blocks]
         x = self.embed(images, ids, modality, image_index)  # (B, T, D)
         tokens = []
         ended = torch.zeros(B, dtype=torch.bool, device=ids.device)
         start = 0
-        for stop in range(T, T + max_new_tokens):  # start to stop: what goes through the blocks now
+        for stop in range(T, T + max_new_tokens):  # first the prompt, then token by token
             x = x + self.position(positions[:, start:stop])
             for block, mask, cache in zip(self.blocks, masks, caches):
                 x = block(x, mask[:, :, start:stop, :stop], cache)
@@ -307,15 +307,12 @@ def save(path, content):
 def answer(model, dataset, batch_size=256):
     """Let a model answer all prompts of a `data.Dataset`, greedily -> list of texts."""
     device = model.token.weight.device
-    longest = 8  # tokens
-    for _, wanted in dataset.rows:
-        longest = max(longest, len(wanted))
+    longest = max([8, *(len(wanted) for _, wanted in dataset.rows)])  # 8 tokens show what is wrong
     texts = []
     for start in range(0, len(dataset.rows), batch_size):
         rows = range(start, len(dataset.rows))[:batch_size]
         batch = dataset.batch(rows, device, prompts_only=True)
-        room = model.config.context - batch["ids"].shape[1]
         with autocast(device):
-            new = model.generate(**batch, max_new_tokens=min(longest, room), end=EOS_ID)
+            new = model.generate(**batch, max_new_tokens=longest, end=EOS_ID)
         texts += [dataset.tokenizer.decode(row) for row in new.tolist()]
     return texts

@@ -10,16 +10,15 @@ import json
 import os
 import time
 import zipfile
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
 from pathlib import Path
+from random import Random
 from statistics import fmean
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data import Dataset, make_world, read_folder
@@ -31,8 +30,8 @@ LOG_EVERY = 25  # steps between two losses in the log; the run is saved only the
 EVAL_EVERY = 100  # steps between two validations
 VAL_SCENES = 128
 VAL_TEXTS = 1500  # of a validation, at most
-RANK = int(os.environ.get("RANK", 0))  # of torchrun: which process this is, and of how many
-WORLD = int(os.environ.get("WORLD_SIZE", 1))
+RANK = int(os.environ.get("RANK", 0))  # under torchrun: the number of this process
+WORLD = int(os.environ.get("WORLD_SIZE", 1))  # and how many there are
 WARMUP = 20  # steps in which the learning rate rises
 COOLDOWN = 0.3  # last share of a stage, in which it falls to 0
 SIZES = ("width", "heads", "layers", "vit_layers", "image_size")
@@ -58,21 +57,20 @@ BASE = dict(width=512, heads=8, layers=8, vit_layers=6, image_size=128, batch_si
 
 def parse(arguments=None):
     """The command line, or a list of its words -> a namespace of options."""
-    parser = ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False,
-                            formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--attention", choices=KINDS, default="mma", help="mask of fine-tuning")
+    add("--attention", choices=KINDS, default="mma", help="mask of fine-tuning (default: mma)")
     add("--order", choices=("image-first", "text-first"), default="image-first",
-        help="of picture and question in a row")
+        help="of picture and question in a row (default: image-first)")
     add("--data", metavar="FOLDER", help="your own pictures (default: the picture world)")
     add("--pretrained", metavar="FILE", help="fine-tune this pretrained.pt, in its sizes")
     add("--resume", metavar="RUN", help="go on with an interrupted run; takes no other option")
     add("--name", help="folder under runs/ (default: ATTENTION-seedSEED)")
     add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
-    add("--preset", choices=("tiny", "base"), default="tiny", help="for two CPU cores, or one GPU")
+    add("--preset", choices=("tiny", "base"), default="tiny", help="base: sizes for a GPU")
     add("--train-vit", action="store_true", help="train the ViT in fine-tuning, too")
     for name, (default, meaning) in NUMBERS.items():
-        add(name, type=type(default), default=default, help=meaning)
+        add(name, type=type(default), default=default, help=f"{meaning} (default: {default})")
     options = parser.parse_args(arguments)
     if options.resume and options != parser.parse_args(["--resume", options.resume]):
         parser.error("--resume takes no other option: a run goes on with those it was started with")
@@ -105,7 +103,8 @@ def load(path, device="cpu", model_class=MultimodalGPT):
         with torch.device("meta"):  # takes no memory: the weights come from the file
             model = model_class(Config(**config))
         attention = checkpoint["options"]["attention"]
-        KINDS.index(attention)  # a ValueError if there is no such mask
+        if attention not in KINDS:
+            raise ValueError(f"unknown attention {attention}")
         if checkpoint["stage"] == "sft":  # else it is causal
             model.attention = attention
         model.load_state_dict(checkpoint["weights"], assign=True)
@@ -124,7 +123,8 @@ def accuracy_by_kind(examples, answers):
 
 def percents(shares):
     """dict of name -> share, as text: "exist 97.5  color 88.0"."""
-    return "  ".join(f"{name} {100 * share:.1f}" for name, share in shares.items())
+    texts = [f"{name} {100 * share:.1f}" for name, share in shares.items()]
+    return "  ".join(texts)
 
 
 class Trainer:
@@ -142,9 +142,9 @@ class Trainer:
         self.log = []
         # On a CPU two halves of a batch side by side are faster than operations on all cores.
         # Not more than two: a + b is b + a, so the same seed gives the same run.
-        self.halves = 2 if self.device.type == "cpu" and WORLD == 1 else 1
-        cores = max(1, torch.get_num_threads() // self.halves)  # of each half
-        self.pool = ThreadPoolExecutor(self.halves, "half", torch.set_num_threads, [cores])
+        self.threads = 2 if self.device.type == "cpu" and WORLD == 1 else 1
+        cores = max(1, torch.get_num_threads() // self.threads)  # of each thread
+        self.pool = ThreadPoolExecutor(self.threads, "half", torch.set_num_threads, [cores])
 
     def begin(self, stage):
         """The start of a stage: its data, its mask, fresh optimizers."""
@@ -163,11 +163,10 @@ class Trainer:
             self.model.attention = options.attention
         shared = self.tokenizer, self.model.config, options.order
         self.data = self.dataset_class(examples, train.images, *shared)
-        held_out = held_out[::1 + len(held_out) // VAL_TEXTS]
+        held_out = Random(0).sample(held_out, min(VAL_TEXTS, len(held_out)))
         self.val = self.dataset_class(held_out, val.images, *shared)
         # Short answers are a noisy signal that would undo what captions taught the ViT.
         self.model.vit.requires_grad_(stage == "pretrain" or options.train_vit)
-        self.parallel = DistributedDataParallel(self.model) if WORLD > 1 else self.model
         self.optimizers = make_optimizers(self.model, rate)
 
     def train(self):
@@ -198,10 +197,7 @@ class Trainer:
         """One batch, one update; returns the loss as a tensor, without waiting for the device."""
         seed = f"{self.options.seed} {self.step}"
         indices = self.data.sample(*self.batch_shape, seed)
-        tokens = self.data.generated_tokens(indices)
-        mine = np.array_split(indices, WORLD)[RANK]
-        halves = np.array_split(mine, min(self.halves, len(mine)))
-        losses = list(self.pool.map(self.backward, halves, repeat(tokens)))
+        loss = self.backward(indices)
         rising = (self.step + 1) / WARMUP
         falling = (1 - self.step / self.steps) / COOLDOWN
         factor = min(1, rising, falling)
@@ -209,24 +205,37 @@ class Trainer:
             optimizer.param_groups[0]["lr"] = factor * optimizer.defaults["lr"]
         list(self.pool.map(lambda optimizer: optimizer.step(), self.optimizers))
         self.model.zero_grad()
-        return sum(losses)
+        return loss
 
-    def backward(self, indices, tokens):
-        """Add the gradients of some rows of a batch; returns their share of its loss."""
-        share = self.data.generated_tokens(indices) / tokens  # the loss is the mean over tokens
-        loss = self.loss(self.data, indices) * share
-        (loss * WORLD).backward()  # DistributedDataParallel averages the processes' gradients
-        return loss.detach()
+    def backward(self, indices):
+        """Set the gradients of the mean loss over the generated tokens of a batch; returns it.
+
+        Each process and each thread takes some rows, and the gradients of all are added up.
+        """
+        tokens = self.data.generated_tokens(indices)
+
+        def backward_some(rows):
+            loss = self.loss(self.data, rows) * (self.data.generated_tokens(rows) / tokens)
+            loss.backward()
+            return loss.detach()
+
+        mine = np.array_split(indices, WORLD)[RANK]
+        parts = np.array_split(mine, min(self.threads, len(mine)))
+        loss = sum(self.pool.map(backward_some, parts))
+        if WORLD > 1:
+            gradients = [p.grad for p in self.model.parameters() if p.requires_grad]
+            for tensor in (loss, *gradients):
+                dist.all_reduce(tensor)
+        return loss
 
     def loss(self, dataset, indices):
+        """The mean loss over the generated tokens of some rows."""
         with autocast(self.device):
-            return self.parallel(**dataset.batch(indices, self.device), with_loss=True)[1]
+            return self.model(**dataset.batch(indices, self.device), with_loss=True)[1]
 
     def write_log(self, losses):
         """Add a line to the log, which is part of the checkpoint; metrics.jsonl is a copy of it."""
         loss = torch.stack(losses).mean()
-        if WORLD > 1:
-            dist.all_reduce(loss)
         if not loss.isfinite():
             raise SystemExit(f"the loss is {loss} at step {self.step}: lower --{self.stage}-lr")
         if RANK > 0:
@@ -282,7 +291,9 @@ def start(options, splits=None, trainer_class=Trainer):
         options.pretrain_steps = 0
         for name in SIZES:
             setattr(options, name, getattr(model.config, name))
-    splits = train, _ = splits or load_splits(options)
+    train, val = splits or load_splits(options)
+    if not train.captions:  # and no questions, which would be captions
+        raise SystemExit(f"{options.data}: no captions, no questions, nothing to train on")
     if not train.questions:
         print("no questions: no fine-tuning")
         options.sft_steps = 0
@@ -294,7 +305,7 @@ def start(options, splits=None, trainer_class=Trainer):
         sizes = {name: getattr(options, name) for name in SIZES}
         torch.manual_seed(options.seed)
         model = trainer_class.model_class(Config(len(tokenizer.pieces), **sizes))
-    trainer = trainer_class(options, folder, model, tokenizer, splits)
+    trainer = trainer_class(options, folder, model, tokenizer, (train, val))
     trainer.begin("pretrain" if options.pretrain_steps else "sft")
     folder.mkdir(parents=True, exist_ok=True)
     trainer.save()  # from now on there is something to resume

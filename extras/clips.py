@@ -14,7 +14,8 @@ from random import Random
 
 import numpy as np
 
-from data import FIRST_SEED, NO_YES, OBJECTS, Example, Split, caption, draw, make_scene
+from data import (COLORS, FIRST_SEED, NO_YES, OBJECTS, Example, Split, caption, draw,
+                  exist_question, make_scene)
 from extras.guess import guessed, percent_table
 from train import VAL_SCENES
 
@@ -125,13 +126,17 @@ def alone_splits(options):
     for part, split in zip(("train", "val"), sound_splits(options)):
         captions, questions = [*split.captions], [*split.questions]
         for i, clip in enumerate(first_clips(part, len(split.captions))):
-            o, heard = clip.scene.objects[0], ", ".join(clip.heard)
-            thing = f"{o.color} {o.name}"
+            rng, heard = Random(f"{part} {i}"), ", ".join(clip.heard)
+            present = sorted({o.name for o in clip.scene.objects})
+            absent = [name for name in OBJECTS if name not in present]
+            label = rng.choice(NO_YES)
+            name = rng.choice(present if label == "yes" else absent)
+            color = rng.choice(list(COLORS))
             captions.append(Example(i, None, caption(clip.scene), "picture alone"))
             captions.append(Example(i, None, f"You hear {heard}.", "sound alone"))
-            questions.append(Example(i, f"What is at {o.place}?", thing, "picture alone"))
+            questions.append(Example(i, exist_question(name), label, "picture alone"))
             questions.append(Example(i, "What do you hear?", heard, "sound alone"))
-            questions.append(Example(i, f"What color is my {thing}?", o.color, "text alone"))
+            questions.append(Example(i, f"What color is my {color} {name}?", color, "text alone"))
         splits.append(split._replace(captions=captions, questions=questions))
     return splits
 

@@ -13,7 +13,11 @@ from pathlib import Path
 
 
 def read(path):
-    return json.loads(path.read_text("utf-8"))
+    """The content of a JSON file. SystemExit if there is none."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path}: COCO's annotations are wanted here ({error!r})")
 
 
 def known(annotations, instances, part):

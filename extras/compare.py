@@ -35,6 +35,7 @@ from model import pick_device
 RUNS = Path("results/runs.jsonl")
 PARTS = {"search": "val", "test": "test"}  # split of a line -> scenes that are asked about
 SCENES = 1000  # POPE asks about 500 of them
+OWN = {"--attention", "--order", "--seed", "--name", "--pretrained"}  # not for the user to set
 SFT_ONLY = ("attention", "order", "questions", "sft_steps", "sft_lr", "train_vit")
 
 
@@ -44,8 +45,9 @@ def ask_world(run, part, dataset_class):
     part: "val" or "test".
     """
     figures = ask_own(run, SCENES, part, dataset_class)
-    for split in figures.keys() & SPLITS:
-        figures[split] = figures[split]["accuracy"]
+    pope = {split: figures[split] for split in SPLITS if split in figures}
+    figures |= {split: pope[split]["accuracy"] for split in pope}
+    figures["yes_ratio"] = {split: pope[split]["yes_ratio"] for split in pope}
     own_data = run[2]["options"]["data"]
     return figures if own_data else figures | existence(run, part, dataset_class)
 
@@ -227,6 +229,8 @@ def arguments(description, rows):
 def compare(options, rows, path, like=None):
     """Do what the command line asks -> the lines of all runs in the file `path`."""
     lines, chosen = recorded(path), []
+    if clash := OWN & {word.split("=")[0] for word in options.train}:
+        raise SystemExit(f"{' '.join(sorted(clash))}: set for each run; don't give it after --")
     if options.table:
         return lines
     for name in options.rows:

@@ -38,7 +38,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", metavar="DIR", type=Path, help="where to write")
     folder = parser.parse_args().folder
-    import easy_vqa  # not among the requirements
+    try:
+        import easy_vqa  # not among the requirements
+    except ImportError:
+        raise SystemExit("the package easy-vqa is missing: pip install easy-vqa")
     write_part(folder, "train", easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths())
     write_part(folder, "val", easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths())
 

@@ -63,12 +63,13 @@ def image_tokens(run, images, examples):
         x = block(x, model.mask(modality, batch["generated"], layer))
         seen.append(x)
     tokens = [x[modality == IMAGE].unflatten(0, (len(examples), -1)) for x in seen]
-    return [F.pad(x, (0, 1), value=1) for x in tokens]  # a 1 for the bias
+    # A 1 for the bias; in float32 `lstsq` drops directions that count.
+    return [F.pad(x.double(), (0, 1), value=1) for x in tokens]
 
 
 def probe(run, train, test):
     """How often the highest score is on the object, for each layer. train, test: of `asked`."""
-    wanted = train[2].float().reshape(-1, 1)
+    wanted = train[2].double().reshape(-1, 1)
     shares = []
     for known, x in zip(image_tokens(run, *train[:2]), image_tokens(run, *test[:2])):
         weights = torch.linalg.lstsq(known.flatten(0, 1), wanted).solution

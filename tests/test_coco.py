@@ -56,12 +56,14 @@ def test_train_and_val_are_written_in_the_format_that_the_trainer_reads(tmp_path
     write(tmp_path, "v2_mscoco_train2014_annotations", annotations=answers)
     convert()
     for split, (_, *question) in zip(read_folder(tmp_path, 16), VQA.values()):
-        assert split.objects == [["dog", "bus"], ["bus", "wine glass", "dog"]]
+        named = [names for names in split.objects if names]  # not of the other part's pictures
+        assert named == [["dog", "bus"], ["bus", "wine glass", "dog"]]
         for i, name in enumerate(["dog", "bus"]):
             assert split.captions[i].answer == f"A {name} alone."
             assert split.images[split.captions[i].picture][8, 8].tolist() == list(COLORS[name])
         [vqa] = [example for example in split.questions if example.kind != "exist"]
-        assert vqa == (1, *question, "vqa")
+        assert vqa[1:] == (*question, "vqa")
+        assert split.images[vqa.picture][8, 8].tolist() == list(COLORS["bus"])
 
 
 def test_one_folder_alone_becomes_train_and_missing_pictures_are_left_out(tmp_path, convert):
@@ -73,3 +75,8 @@ def test_one_folder_alone_becomes_train_and_missing_pictures_are_left_out(tmp_pa
     assert not (tmp_path / "val.jsonl").exists()
     lines = (tmp_path / "train.jsonl").read_text().splitlines()
     assert {json.loads(line)["image"] for line in lines} == {"val2014/1.png"}
+    path = tmp_path / "annotations/instances_val2014.json"
+    for wrong in (lambda: path.write_text('{"images": [{'), path.unlink):
+        wrong()
+        with pytest.raises(SystemExit, match=f"^{path}: [^\n]* are wanted here[^\n]*$"):
+            convert()

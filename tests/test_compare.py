@@ -55,6 +55,7 @@ def test_every_row_starts_from_the_one_pretrained_model_of_its_seed(run, capsys)
     assert len(starts) == 2 and sum(o["pretrained"] == starts[o["seed"]] for o in options) == 4
     assert found[0].items() >= {"learning_rate": 0.02, "steps": 2, "split": "test"}.items()
     assert [step for step, _ in found[0]["curves"]["exist"]] == [1, 2]
+    assert found[0]["yes_ratio"].keys() == {"random", "popular", "adversarial"}
     assert tables.tables(found, compare.ROWS) in capsys.readouterr().out
 
 
@@ -123,6 +124,11 @@ def test_mixes_change_what_they_say_and_nothing_else():
             in_order.append(caption._replace(answer=", ".join(told)))
         assert MIXES["one-way"](split) == split._replace(captions=one_way)
         assert MIXES["in-order"](split) == split._replace(captions=in_order)
+
+
+def test_options_that_the_rows_set_are_refused(run):
+    with pytest.raises(SystemExit, match="--name --seed: set for each run"):
+        run("--", "--seed", "1", "--name=x")
 
 
 def test_take_off_is_the_first_validation_from_which_all_are_above_60_percent():

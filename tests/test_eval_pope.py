@@ -126,14 +126,14 @@ def test_eval_json_of_the_picture_world_has_shares_of_1(tiny, evaluate, monkeypa
 @pytest.mark.parametrize("about, wanted", [
     ([{"question": "Is it red?", "answer": "yes", "kind": "color"}], ["kinds", "accuracy"]),
     ([{"caption": "A red picture."}], []),
-    ([{"objects": ["dog", "cat"]}], []),  # nothing is absent
+    ([{"caption": "Two.", "objects": ["dog", "cat"]}], []),  # nothing is absent
     ([{"objects": ["dog", "cat"]}, {"objects": ["cat", "cup"]}], [*SPLITS, "kinds", "accuracy"]),
 ])
 def test_a_run_is_asked_what_its_own_pictures_allow(tiny, evaluate, folder, about, wanted):
     lines = [{"image": f"{i}.png", **about[i % len(about)]} for i in range(12)]
     write_lines(folder / "train.jsonl", lines)
     run = tiny("--data", folder).folder
-    evaluate(run)
+    assert ("no POPE: pictures must name objects" in evaluate(run)) == ("random" not in wanted)
     assert list(read(run / "eval.json")) == wanted
 
 
@@ -144,7 +144,9 @@ def test_runs_are_asked_in_turn_and_say_how_far_they_are(tiny, evaluate):
     assert "runs/second: causal, sft step 10\n" in evaluate("--scenes", 5)  # the newest
     assert not (first.folder / "eval.json").exists()
     pretrained = second.folder / "pretrained.pt"
+    own = read(second.folder / "eval.json")
     printed = evaluate(second.folder, first.folder, pretrained, "--scenes", 5)
+    assert read(second.folder / "eval.json") == own != read(second.folder / "pretrained/eval.json")
     assert [line for line in printed.splitlines() if line.startswith("runs/")] == [
         "runs/second: causal, sft step 10", "runs/first: causal, pretrain step 0",
         "runs/second/pretrained.pt: causal, pretrain step 10"]
@@ -172,10 +174,11 @@ def test_official_files_are_answered_in_the_official_format(tiny, evaluate, offi
     wanted = [{"question_id": 3 * i, "question": f"Is there a dog {i}?", "answer": answer}
               for i, answer in enumerate(answers)]
     for split in SPLITS:
-        lines = (run / f"pope_{split}_answers.jsonl").read_text()
+        lines = (run / f"coco_pope_{split}_answers.jsonl").read_text()
         assert lines == "".join(json.dumps(line) + "\n" for line in wanted)
     labels = ["yes" if i % 3 else "no" for i in range(24)]
-    assert read(run / "pope.json") == dict.fromkeys(SPLITS, score(answers, labels))
+    names = [f"coco_pope_{split}" for split in SPLITS]
+    assert read(run / "pope.json") == dict.fromkeys(names, score(answers, labels))
 
 
 def test_missing_pictures_are_left_out_and_counted(tiny, evaluate, official):
@@ -183,10 +186,10 @@ def test_missing_pictures_are_left_out_and_counted(tiny, evaluate, official):
     (folder / "3.png").unlink()
     printed = evaluate(run, "--pope", *official, "--images", folder)
     assert printed.count("2 of 24 questions are left out") == 3 and str(folder) in printed
-    given = (run / "pope_random_answers.jsonl").read_text().splitlines()
+    given = (run / "coco_pope_random_answers.jsonl").read_text().splitlines()
     ids = [json.loads(line)["question_id"] for line in given]
     assert ids == [3 * i for i in range(24) if i not in (6, 7)]
-    refused("not enough pictures", evaluate, run, "--pope", *official, "--images", folder.parent)
+    refused("no pictures", evaluate, run, "--pope", *official, "--images", folder.parent)
 
 
 GOOD = {"question_id": 7, "image": "0.png", "text": "Is there a dog?", "label": "no"}

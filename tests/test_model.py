@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from data import Dataset, Example
 from mma import IMAGE, KINDS, TEXT, attention_mask, mask_mod
-from model import SPECIALS, Attention, Config, MultimodalGPT, Tokenizer
+from model import SPECIALS, Attention, Config, MultimodalGPT, Tokenizer, answer
 from test_mma import read_rows
 
 CONFIG = Config(vocab_size=40, context=64, width=32, heads=2, layers=3, vit_layers=1,
@@ -226,3 +227,14 @@ def test_frequent_words_are_one_token_and_rare_ones_are_bytes():
     assert len(TOKENIZER.encode(" zebra")) == 6  # came once
     assert Tokenizer.build(reversed(TEXTS)).words == Tokenizer.build(TEXTS).words
     assert Tokenizer.build(TEXTS, max_words=2).words == [" a", " at"]
+
+
+def test_an_answer_is_as_long_beside_a_long_prompt_as_alone():
+    model = MultimodalGPT(Config(len(Tokenizer([]).pieces)))
+    model.token.weight.data[:] = torch.linspace(-1, 1, model.config.width)
+    model.token.weight.data[len(SPECIALS) + ord("z")] *= 2  # says z without end
+    short, long = Example(0, "Why?", "x" * 100, ""), Example(0, "y" * 220, "no", "")
+    images = torch.zeros(1, 64, 64, 3, dtype=torch.uint8).numpy()
+    [alone], (beside, _) = (answer(model, Dataset(examples, images, Tokenizer([]), model.config))
+                            for examples in ([short], [short, long]))
+    assert alone == beside == "z" * 101

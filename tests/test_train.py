@@ -104,6 +104,18 @@ def test_twenty_pictures_train_with_the_default_batch_size(tiny, folder, about, 
     assert train.load(trainer.folder)[2]["finished"]
 
 
+def test_own_pictures_are_validated_with_as_many_yes_as_no_and_without_texts_refused(
+        tiny, folder, monkeypatch):
+    monkeypatch.setattr(train, "VAL_TEXTS", 60)
+    lines = [{"image": f"{i}.png", "objects": ["cat", "dog"]} for i in range(100)]
+    write_lines(folder / "train.jsonl", lines)
+    refused("no captions, no questions", tiny, "--data", folder)  # nothing is absent
+    write_lines(folder / "val.jsonl", [*lines, {"image": "0.png", "objects": ["cup", "key"]}])
+    trainer = tiny("--data", folder, "--pretrain-steps", 0)
+    answers = [example.answer for example in trainer.val.examples]
+    assert len(answers) == 60 and 15 < answers.count("yes") < 45
+
+
 # Runs that are killed.
 
 def assert_same_run(folder, other):
@@ -214,7 +226,7 @@ def test_halves_of_a_batch_and_two_processes_train_as_one_whole_does(tiny, monke
     options = [*TINY, "--batch-size", "6", "--questions", "3"]  # 3 rows: no equal halves
     monkeypatch.setattr(train, "make_optimizers", driving.sgd)
     whole = tiny(*options, "--name", "whole")
-    whole.halves = 1
+    whole.threads = 1
     whole.train()
     trained(tiny(*options, "--name", "halves"))
     monkeypatch.setenv("PYTHONPATH", str(Path(train.__file__).parent))
