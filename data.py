@@ -320,7 +320,7 @@ def make_split(images, index, entries, known, seed):
 
 
 def captions_of_questions(questions, rng):
-    """Yields captions for pictures that have none, such as "What color is it? red Is it big? no".
+    """Yields captions for pictures without any, such as "What color is it? red Where is it? left".
 
     Each joins up to four questions and their answers; yes and no only where nothing else is asked.
     """

@@ -86,13 +86,15 @@ def tables(lines, order):
 
 
 def pope(runs):
-    """Cells about POPE: every seed, the median, and how many learned."""
+    """Cells about POPE: every seed, the median, how many learned, how often they say yes."""
     random = [run["random"] for run in runs]
     splits = {split: percents(run[split] for run in runs) for split in SPLITS}
+    yes = [median(run["yes_ratio"][split] for run in runs) for split in SPLITS]
     return {"seeds": " ".join(str(run["seed"]) for run in runs),
             "random": splits.pop("random"), "median": percents([median(random)]),
             "90 % or more": f"{sum(accuracy >= 0.9 for accuracy in random)} of {len(runs)}",
-            **splits, "take-off": " ".join(str(run["take_off"] or "-") for run in runs)}
+            **splits, "says yes": percents(yes),
+            "take-off": " ".join(str(run["take_off"] or "-") for run in runs)}
 
 
 def kinds(runs):

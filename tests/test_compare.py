@@ -38,6 +38,7 @@ def record(row, seed=0, accuracy=0.5, **changes):
     return {"row": row, "seed": seed, "learning_rate": 0.02, "steps": 700, "split": "test",
             "mix": "default", "data": "world", "options": {}, "commit": "abc", "machine": "old",
             "random": accuracy, "popular": accuracy, "adversarial": accuracy, "take_off": 100,
+            "yes_ratio": {"random": 0.5, "popular": 0.5, "adversarial": 0.5},
             "accuracy": 0.5, "kinds": {"exist_color": 0.5, "where_color": 0.5}, **changes}
 
 
@@ -191,7 +192,8 @@ def test_a_table_shows_every_seed_the_median_and_how_many_reach_90_percent():
     title, pope, kinds = re.sub(" +", " ", tables.tables(runs, compare.ROWS)).split("\n\n")
     assert title.endswith("split test, options {'width': 32}, commit abc, machine old")
     assert pope.split("\n")[2:] == ["| mma | 0.02 | 2 4 7 | 90.0 98.6 50.0 | 90.0 | 2 of 3 "
-                                    "| 50.0 50.0 50.0 | 12.5 12.5 12.5 | 300 100 - |"]
+                                    "| 50.0 50.0 50.0 | 12.5 12.5 12.5 | 50.0 50.0 50.0 "
+                                    "| 300 100 - |"]
     assert "25.0 25.0 25.0" in kinds
 
 
