@@ -61,10 +61,10 @@ def chosen(questions):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("objects, pictures", [
+@pytest.mark.parametrize("objects, pictures", [  # a letter is an object, too
     (SHOWN, 500), (SHOWN, 40), (SHOWN[:50], 500),
-    ([["a", "b", "c"], ["d", "e", "f"], ["a", "d", "e", "g"]], 9),  # nothing is left of `together`
-    ([["a", "b", "c"], ["c", "b", "a"], ["a", "b", "c", "d"]], 9),  # hardly anything is absent
+    (["abc", "def", "adeg"], 9),  # nothing is left of `together`
+    (["abc", "cba", "abcd"], 9),  # hardly anything is absent
 ])
 def test_questions_are_the_official_builders(objects, pictures, split):
     built = build(objects, split, seed=3, pictures=pictures)
@@ -82,11 +82,12 @@ def test_the_seed_picks_the_pictures_alike_for_all_splits_and_what_is_absent_in_
     assert len(denied) == len(OBJECTS) and max(denied.values()) < 4 * min(denied.values())
 
 
-def test_pictures_with_fewer_objects_are_asked_about_only_if_wanted():
-    objects = [["a"], ["b", "c"], [], ["d", "e", "f"]]
+def test_fewer_objects_and_those_of_other_pictures_are_asked_about_if_wanted():
+    objects = ["a", "bc", "", "def"]
     assert set(chosen(build(objects, "popular"))) == {3}
     assert set(chosen(build(objects, "popular", least=1))) == {0, 1, 3}
-    assert build([["a", "b"], []], "random") == []
+    assert build(["ab", ""], "random") == []
+    assert build(["a"], "random", least=1, known=["b"]) == [(0, "a", "yes"), (0, "b", "no")]
 
 
 @pytest.fixture
@@ -139,17 +140,16 @@ def test_a_run_is_asked_what_its_own_pictures_allow(tiny, evaluate, folder, abou
 
 def test_runs_are_asked_in_turn_and_say_how_far_they_are(tiny, evaluate):
     refused("runs: no such checkpoint; `python train.py` makes one", evaluate)
-    first, second = tiny("--name", "first"), tiny("--name", "second", "--attention", "causal")
-    second.train()
-    assert "runs/second: causal, sft step 10\n" in evaluate("--scenes", 5)  # the newest
-    assert not (first.folder / "eval.json").exists()
-    pretrained = second.folder / "pretrained.pt"
-    own = read(second.folder / "eval.json")
-    printed = evaluate(second.folder, first.folder, pretrained, "--scenes", 5)
-    assert read(second.folder / "eval.json") == own != read(second.folder / "pretrained/eval.json")
+    old, new = tiny("--name", "old"), tiny("--name", "new", "--attention", "causal")
+    new.train()
+    assert "runs/new: causal, sft step 10\n" in evaluate("--scenes", 5)  # the newest
+    assert not (old.folder / "eval.json").exists()
+    own = read(new.folder / "eval.json")
+    printed = evaluate(new.folder, old.folder, new.folder / "pretrained.pt", "--scenes", 5)
+    assert read(new.folder / "eval.json") == own != read(new.folder / "pretrained/eval.json")
     assert [line for line in printed.splitlines() if line.startswith("runs/")] == [
-        "runs/second: causal, sft step 10", "runs/first: causal, pretrain step 0",
-        "runs/second/pretrained.pt: causal, pretrain step 10"]
+        "runs/new: causal, sft step 10", "runs/old: causal, pretrain step 0",
+        "runs/new/pretrained.pt: causal, pretrain step 10"]
 
 
 @pytest.fixture
