@@ -1,6 +1,5 @@
 """Batches are as drawn by hand, the world tells the truth, folders are read or refused."""
 import json
-import os
 import random
 import re
 from collections import Counter, defaultdict
