@@ -9,7 +9,6 @@ import train
 
 TINY = ("--width 32 --heads 2 --layers 1 --vit-layers 1 --scenes 64 --batch-size 8 "
         "--pretrain-steps 10 --sft-steps 10 --save-every 0 --device cpu").split()
-OFTEN = {"LOG_EVERY": 2, "EVAL_EVERY": 4, "VAL_SCENES": 4}  # for runs of few steps
 
 
 def float32(device):
@@ -20,6 +19,10 @@ def float32(device):
 def sgd(model, rate):
     """In place of `model.make_optimizers`: Muon and Adam magnify rounding."""
     return [torch.optim.SGD(model.parameters(), lr=0.1)]
+
+
+# What replaces the names of train.py in runs of few steps.
+SMALL = {"LOG_EVERY": 2, "EVAL_EVERY": 4, "VAL_SCENES": 4, "autocast": float32}
 
 
 def write_lines(path, lines):
@@ -38,6 +41,6 @@ def refused(says, call, *arguments):
 
 
 if __name__ == "__main__":
-    vars(train).update(OFTEN, autocast=float32, make_optimizers=sgd)
+    vars(train).update(SMALL, make_optimizers=sgd)
     train.main()
     os._exit(0)  # as multiprocessing ends: no thread of torch can abort a process that is done
