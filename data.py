@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict, namedtuple
 from functools import cache, partial
 from itertools import cycle
+from os.path import normpath
 from pathlib import Path
 from random import Random
 
@@ -133,8 +134,8 @@ def unambiguous(scene):
 def questions_about(scenes, seed):
     """Yields for each Scene a list of (question, answer, kind).
 
-    Two ask whether something is there. Of the other kinds there are one or two, each time the
-    (question, answer) that was used least so far: no question has a usual answer.
+    Two ask whether something is there. Of each other kind there is one, if the Scene has any: the
+    (question, answer) that was used least so far, so that no answer to it becomes usual.
     """
     rng = Random(seed)
     used = Counter()
@@ -146,7 +147,7 @@ def questions_about(scenes, seed):
             name = rng.choice(present if rng.random() < 0.5 else absent)
             questions.append((exist_question(name), NO_YES[name in present], "exist"))
         pairs_of = unambiguous(scene)
-        for kind in ("exist_color", *pairs_of):  # twice, as it takes longest to learn
+        for kind in ("exist_color", *pairs_of):  # exist_color twice: it takes longest to learn
             if pairs := pairs_of[kind]:
                 pair = min(pairs, key=lambda pair: (used[pair], rng.random()))
                 used[pair] += 1
@@ -238,7 +239,6 @@ class Dataset:
 
 # Your own pictures: a folder with train.jsonl and perhaps val.jsonl. Each line is a JSON object:
 # "image" is a file's name; with it go "question" and "answer", a "caption", or a list of "objects".
-
 def read_lines(path):
     """A file of JSON lines -> yields (where: "FILE, line N", object as dict)."""
     where = path
@@ -249,14 +249,14 @@ def read_lines(path):
             if line.strip():
                 yield where, dict(json.loads(line))
     except (OSError, ValueError, TypeError) as error:
-        raise SystemExit(f"{where}: one JSON object a line is wanted ({error})")
+        raise SystemExit(f"{where}: cannot be read as a JSON object ({error})")
 
 
 def check_line(where, folder, line, wanted):
     """SystemExit unless `wanted` keys hold texts, and "image" names a file inside the folder."""
     for key in ("image", *wanted):
         if not isinstance(line.get(key), str):
-            raise SystemExit(f'{where}: a text "{key}" is wanted; given: {", ".join(line)}')
+            raise SystemExit(f'{where}: a text "{key}" is wanted; given: {line!r:.99}')
     picture = (folder / line["image"]).resolve()
     if not picture.is_relative_to(folder.resolve()):
         raise SystemExit(f"{where}: {line['image']!r} is no file inside {folder}")
@@ -269,6 +269,7 @@ def read_entries(path):
         if "question" in entry or not {"caption", "objects"} & entry.keys():
             texts += ["question", "answer"]
         check_line(where, path.parent, entry, texts)
+        entry["image"] = normpath(entry["image"])  # one name for one picture
         names = entry.setdefault("objects", [])
         if not isinstance(names, list) or not all(isinstance(x, str) and x for x in names):
             raise SystemExit(f'{where}: a list "objects" of names is wanted')
@@ -311,7 +312,7 @@ def make_split(images, index, entries, known, seed):
     for i, present in enumerate(split.objects):
         absent = sorted(known - set(present))
         rng.shuffle(absent)
-        for yes, no in zip(cycle(present), absent[:6]):  # as many of both
+        for yes, no in zip(cycle(present), absent[:6]):  # one of each for up to six absent objects
             split.questions.append(Example(i, exist_question(yes), "yes", "exist"))
             split.questions.append(Example(i, exist_question(no), "no", "exist"))
     if not split.captions:

@@ -84,8 +84,8 @@ def ask(run, images, examples, dataset_class=Dataset):
     model, tokenizer, checkpoint = run
     order = checkpoint["options"]["order"]
     dataset = dataset_class(examples, images, tokenizer, model.config, order)
-    if len(dataset.examples) < len(examples):
-        raise SystemExit("a question or its answer is too long for the context; take it out")
+    if left := set(examples) - set(dataset.examples):
+        raise SystemExit(f"too long for the context: {left.pop().prompt!r:.99}; take it out")
     return answer(model, dataset)
 
 

@@ -19,7 +19,7 @@ def may_attend(q_pos, k_pos, q_modality, k_modality, q_turn, k_turn, q_generated
 
     The one place where the rule is written; an attention of your own is one more branch here, and a
     name in KINDS. Under each of them a token sees all that is not later than itself. Some see later
-    tokens, too, but nothing from the next generated token on (there begins a new turn):
+    tokens, too, but only in their turn: none from the next generated token on.
 
     causal: none.
     image:  the tokens of one non-text modality see one another.
@@ -50,7 +50,7 @@ def attention_mask(modality, generated, attention="mma"):
     generated: (B, T) bool: True where the model must produce the token (the answer and its end).
     attention: one of KINDS.
     Returns (B, 1, T, T) bool, True = may attend; dimension 1 stands for all heads.
-    Raises ValueError if this does not hold (on CPUs, too, if a generated token is not text).
+    Raises ValueError if this does not hold; that generated tokens are text is checked on CPUs only.
 
     >>> modality = torch.tensor([[IMAGE, IMAGE, TEXT, TEXT]])  # two image tokens, question, answer
     >>> generated = torch.tensor([[False, False, False, True]])

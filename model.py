@@ -37,7 +37,7 @@ class Tokenizer:
 
     @classmethod
     def build(cls, texts, max_words=8192):
-        """The vocabulary of an iterable of strings: its most frequent pieces, none that is alone."""
+        """The vocabulary of some strings: of the pieces that come twice the most frequent ones."""
         counts = Counter()
         for text in texts:
             counts.update(cls.PIECE.findall(text))
@@ -244,7 +244,7 @@ class MultimodalGPT(nn.Module):
         row_modality = F.pad(modality, (0, max_new_tokens), value=TEXT)  # (B, S)
         row_generated = F.pad(generated, (0, max_new_tokens), value=True)  # (B, S)
         masks = [self.mask(row_modality, row_generated, layer) for layer in range(len(self.blocks))]
-        # A right answer ends within the context: what comes after it may have any position.
+        # Only a wrong answer runs past the context: then the last position is used again.
         positions = self.positions(row_modality).clamp(max=self.config.context - 1)
         caches = [[] for _ in self.blocks]
         x = self.embed(images, ids, modality, image_index)  # (B, T, D)
@@ -274,7 +274,7 @@ def make_optimizers(model, lr):
         group = matrices if p.dim() == 2 and not embedding else rest
         group.append(p)
     return [
-        torch.optim.Muon(matrices[::2], lr, weight_decay=0),  # halves, for two threads
+        torch.optim.Muon(matrices[::2], lr, weight_decay=0),  # two, to run side by side
         torch.optim.Muon(matrices[1::2], lr, weight_decay=0),
         torch.optim.AdamW(rest, 0.3 * lr, betas=(0.9, 0.95), weight_decay=0, fused=True),
     ]
@@ -307,7 +307,7 @@ def save(path, content):
 def answer(model, dataset, batch_size=256):
     """Let a model answer all prompts of a `data.Dataset`, greedily -> list of texts."""
     device = model.token.weight.device
-    longest = max([8, *(len(wanted) for _, wanted in dataset.rows)])  # 8 tokens show what is wrong
+    longest = max([8, *(len(wanted) for _, wanted in dataset.rows)])  # 8 show a wrong one
     texts = []
     for start in range(0, len(dataset.rows), batch_size):
         rows = range(start, len(dataset.rows))[:batch_size]

@@ -70,7 +70,7 @@ def parse(arguments=None):
     add("--preset", choices=("tiny", "base"), default="tiny", help="base: sizes for a GPU")
     add("--train-vit", action="store_true", help="train the ViT in fine-tuning, too")
     for name, (default, meaning) in NUMBERS.items():
-        add(name, type=type(default), default=default, help=f"{meaning} (default: {default})")
+        add(name, type=type(default), default=default, help=meaning + " (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.resume and options != parser.parse_args(["--resume", options.resume]):
         parser.error("--resume takes no other option: a run goes on with those it was started with")
@@ -104,7 +104,7 @@ def load(path, device="cpu", model_class=MultimodalGPT):
             model = model_class(Config(**config))
         attention = checkpoint["options"]["attention"]
         if attention not in KINDS:
-            raise ValueError(f"unknown attention {attention}")
+            raise ValueError("unknown attention")
         if checkpoint["stage"] == "sft":  # else it is causal
             model.attention = attention
         model.load_state_dict(checkpoint["weights"], assign=True)
@@ -141,7 +141,7 @@ class Trainer:
         self.tokenizer = tokenizer
         self.log = []
         # On a CPU two halves of a batch side by side are faster than operations on all cores.
-        # Not more than two: a + b is b + a, so the same seed gives the same run.
+        # Not more than two: then it does not matter to the sum which of them ends first.
         self.threads = 2 if self.device.type == "cpu" and WORLD == 1 else 1
         cores = max(1, torch.get_num_threads() // self.threads)  # of each thread
         self.pool = ThreadPoolExecutor(self.threads, "half", torch.set_num_threads, [cores])
@@ -174,6 +174,7 @@ class Trainer:
         if self.stage == "pretrain":
             self.run_stage("pretrained.pt")
             self.begin("sft")
+            self.save()
         self.run_stage("model.pt")
 
     def run_stage(self, result):
@@ -208,10 +209,8 @@ class Trainer:
         return loss
 
     def backward(self, indices):
-        """Set the gradients of the mean loss over the generated tokens of a batch; returns it.
-
-        Each process and each thread takes some rows, and the gradients of all are added up.
-        """
+        """Set the gradients of the loss, the mean over the generated tokens of a batch; returns it.
+        Each process and each thread takes some rows, and the gradients of all are added up."""
         tokens = self.data.generated_tokens(indices)
 
         def backward_some(rows):
@@ -229,7 +228,6 @@ class Trainer:
         return loss
 
     def loss(self, dataset, indices):
-        """The mean loss over the generated tokens of some rows."""
         with autocast(self.device):
             return self.model(**dataset.batch(indices, self.device), with_loss=True)[1]
 

@@ -33,9 +33,8 @@ def tiny(tmp_path, monkeypatch):
     import train
 
     monkeypatch.chdir(tmp_path)
-    for name, value in driving.OFTEN.items():
+    for name, value in driving.SMALL.items():
         monkeypatch.setattr(train, name, value)
-    monkeypatch.setattr(train, "autocast", driving.float32)
 
     def start(*options):
         return train.start(train.parse([*driving.TINY, *map(str, options)]))

@@ -1,6 +1,7 @@
 """What several tests share. As a script, for torchrun: train.py in float32, with plain SGD."""
 import json
 import os
+import sys
 
 import pytest
 import torch
@@ -9,7 +10,6 @@ import train
 
 TINY = ("--width 32 --heads 2 --layers 1 --vit-layers 1 --scenes 64 --batch-size 8 "
         "--pretrain-steps 10 --sft-steps 10 --save-every 0 --device cpu").split()
-OFTEN = {"LOG_EVERY": 2, "EVAL_EVERY": 4, "VAL_SCENES": 4}  # for runs of few steps
 
 
 def float32(device):
@@ -20,6 +20,10 @@ def float32(device):
 def sgd(model, rate):
     """In place of `model.make_optimizers`: Muon and Adam magnify rounding."""
     return [torch.optim.SGD(model.parameters(), lr=0.1)]
+
+
+# What replaces the names of train.py in runs of few steps.
+SMALL = {"LOG_EVERY": 2, "EVAL_EVERY": 4, "VAL_SCENES": 4, "autocast": float32}
 
 
 def write_lines(path, lines):
@@ -37,7 +41,15 @@ def refused(says, call, *arguments):
     return line
 
 
+def in_folder(folder, words):
+    """`python train.py WORDS` in a folder, for a process of its own."""
+    os.chdir(folder)
+    sys.argv = ["train.py", *words]
+    vars(train).update(SMALL)
+    train.main()
+
+
 if __name__ == "__main__":
-    vars(train).update(OFTEN, autocast=float32, make_optimizers=sgd)
+    vars(train).update(SMALL, make_optimizers=sgd)
     train.main()
     os._exit(0)  # as multiprocessing ends: no thread of torch can abort a process that is done

@@ -21,7 +21,7 @@ BYTES = Tokenizer([])
 CONFIG = Config(len(BYTES.pieces), context=48, image_size=32)  # 4 image tokens
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 LONG = Example(2, "x" * 60, "no", "exist")
-CASES = [  # and prompt|answer in either order, one character a token
+CASES = [  # with prompt|answer in either order, one character a token
     (Example(0, None, "a red fish", "caption"), "<####|a red fish>", "<####|a red fish>"),
     (Example(1, "Is it red?", "no", "exist"), "<####Is it red?:|no>", "<Is it red?####:|no>"),
     (Example(2, "A fish?", "yes", "exist"), "<####A fish?:|yes>", "<A fish?####:|yes>"),
@@ -52,23 +52,18 @@ def test_batch_is_the_one_drawn_by_hand(order, column, prompts_only, T, capsys):
     assert prompts_only or dataset.generated_tokens(indices) == batch["generated"].sum()
 
 
-def dataset_of(rows_of):
-    """A Dataset in which picture i has rows_of[i] rows."""
-    examples = []
-    for i, n in enumerate(rows_of):
-        examples += [Example(i, None, "", "caption")] * n
-    return Dataset(examples, None, BYTES, CONFIG)
-
-
 @pytest.mark.parametrize("pictures", [3, 33, 100])
 def test_a_seed_gives_so_many_pictures_all_equally_often_and_so_many_rows_of_each(pictures):
-    dataset, again = (dataset_of([1 + i % 4 for i in range(pictures)]) for _ in range(2))
+    examples = []
+    for i in range(pictures):
+        examples += [Example(i, None, "", "caption")] * (1 + i % 4)
+    dataset, again = (Dataset(examples, None, BYTES, CONFIG) for _ in range(2))
     plan = {seed: again.sample(32, 2, seed) for seed in reversed(range(400))}
     visits = Counter()
     for seed in range(400):
         rows = dataset.sample(32, 2, seed)
         assert rows == plan[seed]  # it depends on nothing else
-        shown = [dataset.examples[i].picture for i in rows]
+        shown = [examples[i].picture for i in rows]
         assert shown == sorted(shown, key=shown.index)  # neighbors
         count = Counter(shown)
         assert len(set(rows)) == len(rows) and len(count) == min(32, pictures)
@@ -207,7 +202,7 @@ def test_the_three_forms_of_lines_become_examples(folder):
     train, val = read(folder, [
         {"image": "3.png", "caption": "A cat."},
         {"image": "3.png", "objects": ["cat", "dog"]},
-        {"image": "3.png", "objects": ["dog"]},  # counts once
+        {"image": "./3.png", "objects": ["dog"]},  # picture and object count once
         {"image": "5.png", "question": "Why?", "answer": "so"},
         {"image": "5.png", "question": "Who?", "answer": "Tom", "kind": "name"},
         {"image": "5.png", "objects": ["cup"]},

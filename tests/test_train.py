@@ -1,11 +1,13 @@
 """train.py learns, repeats itself bit for bit, and survives kills and damaged files."""
 import json
 import os
+import random
 import shutil
 import signal
 import sys
 from contextlib import suppress
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
 
@@ -203,6 +205,28 @@ def test_a_process_goes_on_after_a_kill_and_after_ctrl_c(folder, monkeypatch):
     assert_same_run(Path("runs/stopped"), Path("runs/whole"))
 
 
+@pytest.mark.slow
+def test_a_run_with_fifty_kills_at_random_times_ends_as_one_that_never_was(tiny):
+    whole, killed, kills = trained(tiny("--name", "whole")).folder, Path("runs/killed"), 0
+    context, rng = get_context("forkserver"), random.Random(0)
+    context.set_forkserver_preload(["driving"])  # imports torch once
+    while kills < 50 or killed.exists():
+        words = [*TINY, "--name", "killed"]
+        if (killed / "model.pt").exists():
+            words = ["--resume", str(killed)]
+        process = context.Process(target=driving.in_folder, args=(Path.cwd(), words))
+        process.start()
+        process.join(rng.uniform(0, 0.7) if kills < 50 else None)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += 1
+        else:
+            assert process.exitcode == 0
+            assert_same_run(killed, whole)
+            shutil.rmtree(killed)
+
+
 def test_a_run_is_not_overwritten_and_resuming_a_finished_one_changes_nothing(tiny):
     folder = trained(tiny()).folder
     refused(f"{folder} exists", tiny)
@@ -210,6 +234,21 @@ def test_a_run_is_not_overwritten_and_resuming_a_finished_one_changes_nothing(ti
     assert_same_run(trained(train.resume(folder)).folder, Path("copy"))
     Path("empty").mkdir()
     refused("no such checkpoint", train.resume, "empty")
+
+
+def test_a_pre_training_that_is_done_is_not_lost(tiny):
+    trainer = tiny("--save-every", 1000)
+    train_step = trainer.train_step
+
+    def step():
+        if trainer.stage == "sft":
+            raise Killed
+        return train_step()
+
+    trainer.train_step = step
+    with pytest.raises(Killed):
+        trainer.train()
+    assert train.load(trainer.folder)[2]["stage"] == "sft"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_it_to_be_resumed(tiny):
