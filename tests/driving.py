@@ -52,4 +52,3 @@ def in_folder(folder, words):
 if __name__ == "__main__":
     vars(train).update(SMALL, make_optimizers=sgd)
     train.main()
-    os._exit(0)  # as multiprocessing ends: no thread of torch can abort a process that is done
