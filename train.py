@@ -195,7 +195,7 @@ class Trainer:
         self.save(result, finished=True)
 
     def train_step(self):
-        """One batch, one update; returns the loss as a tensor, without waiting for the device."""
+        """One batch, one update; returns the loss as a tensor."""
         seed = f"{self.options.seed} {self.step}"
         indices = self.data.sample(*self.batch_shape, seed)
         loss = self.backward(indices)
