@@ -13,7 +13,8 @@ from train import parse
 
 SETTINGS = ("steps", "mix", "data", "split", "options")  # of all rows of a table
 DEFAULTS = {"mix": "default", "data": "world", "options": {}}
-FIGURES = (*SPLITS, "exist_color", "where_color", "all questions")  # that are compared in pairs
+FIGURES = (*SPLITS, "exist", "exist_color", "color", "where", "where_color", "what",
+           "all questions")  # that are compared in pairs
 
 
 def table(rows):
@@ -126,7 +127,7 @@ def sign_flip_test(differences):
     sums = np.zeros(1)
     for difference in differences:
         sums = np.concatenate([sums + difference, sums - difference])
-    return float(np.mean(abs(sums) >= abs(sum(differences)) - 1e-9))
+    return float(np.mean(abs(sums) >= abs(sum(differences)) - 1e-6))
 
 
 def paired_table(lines, figures=FIGURES, **other):
@@ -144,7 +145,7 @@ def paired_table(lines, figures=FIGURES, **other):
             if own != "mma" or name == "mma" or own_rate not in (best, rate) or len(seeds) < 2:
                 continue
             for figure in figures:
-                points = [round(100 * (share(mma[seed], figure) - share(runs[seed], figure)), 6)
+                points = [100 * (share(mma[seed], figure) - share(runs[seed], figure))
                           for seed in seeds]
                 p = sign_flip_test(points)
                 rows.append({"steps": f"{steps}", "mma at": f"{own_rate}",

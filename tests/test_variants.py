@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import train
-from data import Dataset, Example
+from data import Dataset, Example, make_world
 from driving import TINY
 from extras import variants
 from mma import IMAGE, PAD, TEXT, attention_mask
@@ -67,3 +67,22 @@ def test_dual_order_training_turns_its_rows_in_the_middle_of_a_stage(tmp_path, m
             prompt, _ = trainer.data.rows[0]
             orders.append("text" if prompt[1] >= 5 else "picture")
     assert orders == ["text"] * 2 + ["picture"] * 2 + ["text", "picture"]
+
+
+@pytest.mark.parametrize("trainer", [variants.Scrambled, variants.CCA, variants.DOT])
+def test_an_interrupted_run_of_a_variant_ends_as_a_whole_one(trainer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    splits = [make_world("train", 16), make_world("val", 4)]
+    options = [*TINY, "--pretrain-steps", "0", "--sft-steps", "4", "--name"]
+    whole, stopped = (train.start(train.parse([*options, name]), splits, trainer)
+                      for name in ("whole", "stopped"))
+    whole.train()
+    for _ in range(2):
+        stopped.train_step()
+        stopped.step += 1
+    stopped.save()
+    resumed = train.resume(stopped.folder, splits, trainer)
+    assert resumed.step == 2
+    resumed.train()
+    for wanted, found in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(wanted, found)
