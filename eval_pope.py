@@ -96,8 +96,7 @@ def ask_own(run, scenes, part="test", dataset_class=Dataset):
     known, least = [], 3
     if options["data"]:
         train, split = read_folder(options["data"], size, options["seed"])
-        known = [name for names in train.objects for name in names]
-        least = 1
+        known, least = [name for names in train.objects for name in names], 1
     else:
         split = make_world(part, scenes, 0, size)
     figures = {}

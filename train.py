@@ -334,6 +334,8 @@ def main():
         trainer.train()
     except KeyboardInterrupt:
         raise SystemExit(f"interrupted; to go on: python train.py --resume {trainer.folder}")
+    if WORLD > 1:
+        dist.destroy_process_group()
     if RANK == 0:
         print(f"next: python eval_pope.py {trainer.folder}")
 
