@@ -334,10 +334,10 @@ def main():
         trainer.train()
     except KeyboardInterrupt:
         raise SystemExit(f"interrupted; to go on: python train.py --resume {trainer.folder}")
-    if WORLD > 1:
-        dist.destroy_process_group()
     if RANK == 0:
-        print(f"next: python eval_pope.py {trainer.folder}")
+        print(f"next: python eval_pope.py {trainer.folder}", flush=True)
+    if WORLD > 1:
+        os._exit(0)  # threads of torch that still hold a tensor would abort a normal end
 
 
 if __name__ == "__main__":
