@@ -1,11 +1,13 @@
-"""easy-VQA as a folder: on a few pictures in place of the package, which is not required."""
+"""easy-VQA as a folder: on a package of a few pictures."""
 import json
+from zipfile import ZipFile
 
 import pytest
 from PIL import Image
 
 from data import read_folder
-from extras.easy_vqa import question_kind, write_part
+from driving import refused
+from extras.easy_vqa import convert, question_kind
 
 
 @pytest.mark.parametrize("question, kind", [
@@ -18,19 +20,22 @@ def test_the_four_kinds_of_questions_are_told_apart(question, kind):
     assert question_kind(question) == kind
 
 
-def test_a_written_folder_is_one_that_can_be_trained_on(tmp_path):
-    paths = {}
-    for i in range(4):
-        paths[i] = tmp_path / f"from-{i}.png"
-        Image.new("RGB", (64, 64), (60 * i, 0, 0)).save(paths[i])
-    questions = ["is there a circle?"] * 4, ["yes", "no", "no", "yes"], [0, 1, 2, 3]
-    for part in ("train", "val"):
-        write_part(tmp_path / "easy-vqa", part, questions, paths)
-    for split in read_folder(tmp_path / "easy-vqa", 64):
-        assert [example.answer for example in split.questions] == questions[1]
+def test_the_unpacked_package_is_a_folder_that_can_be_trained_on(tmp_path):
+    refused("pip download", convert, tmp_path)
+    questions = [["is there a circle?", answer, i] for i, answer in enumerate(["yes", "no"] * 2)]
+    with ZipFile(tmp_path / "easy_vqa-1.0-py3-none-any.whl", "w") as package:
+        for part in ("train", "test"):
+            data = f"easy_vqa/data/{part}"
+            package.writestr(f"{data}/questions.json", json.dumps(questions))
+            for i in range(4):
+                with package.open(f"{data}/images/{i}.png", "w") as file:
+                    Image.new("RGB", (64, 64), (60 * i, 0, 0)).save(file, "png")
+    convert(tmp_path)
+    for split in read_folder(tmp_path, 64):
+        assert [example.answer for example in split.questions] == ["yes", "no", "yes", "no"]
         red = [split.images[example.picture, 5, 5, 0] for example in split.questions]
         assert red == [0, 60, 120, 180]
-        told = {f"is there a circle? {answer}" for answer in questions[1]}
+        told = {"is there a circle? yes", "is there a circle? no"}
         assert {caption.answer for caption in split.captions} == told  # it has none of its own
-    lines = (tmp_path / "easy-vqa" / "val.jsonl").read_text().splitlines()
-    assert json.loads(lines[3])["image"] == "val/3.png"
+    lines = (tmp_path / "val.jsonl").read_text().splitlines()
+    assert json.loads(lines[3])["image"] == "easy_vqa/data/test/images/3.png"
