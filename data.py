@@ -1,27 +1,72 @@
-"""Pictures and texts as batches: the picture world, your own pictures, and Dataset.
+"""Pictures and texts as batches: tokenizer, picture world, your own pictures, and Dataset.
 
 Read `model.py` before, `train.py` after. Shapes: B rows, T positions, N pictures.
 """
 import json
+import re
 from collections import Counter, defaultdict, namedtuple
+from contextlib import suppress
 from functools import cache, partial
-from itertools import cycle
-from os.path import normpath
-from pathlib import Path
+from hashlib import sha256
+from itertools import chain, cycle
+from pathlib import Path, PurePath
 from random import Random
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from tqdm.contrib.concurrent import thread_map
 
 from mma import IMAGE, PAD, TEXT
-from model import ASSISTANT_ID, EOS_ID, IMAGE_ID, PAD_ID, USER_ID
+
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # some PNG files hold a book
 
 # picture: index into the images. prompt: a question; None where the answer is a caption.
 Example = namedtuple("Example", "picture prompt answer kind")
-# A part of a data set: images (N, size, size, 3) uint8, Examples, names of objects by picture.
-Split = namedtuple("Split", "images captions questions objects")
+# What to train on, or to validate on, or to test. images: (N, size, size, 3) uint8. captions,
+# questions: Examples. objects: for each picture the names of the objects in it. names: of all
+# objects that may be asked for. hashes: of the picture files, where there are any.
+Part = namedtuple("Part", "images captions questions objects names hashes", defaults=((), ()))
+
+
+# Text as token ids.
+SPECIALS = ("<pad>", "<image>", "<user>", "<assistant>", "<eos>")
+PAD_ID, IMAGE_ID, USER_ID, ASSISTANT_ID, EOS_ID = range(len(SPECIALS))
+
+
+class Tokenizer:
+    """Ids for the specials, then the 256 bytes, then frequent words with the space before them.
+
+    A word that has no id is spelled in UTF-8 bytes: nothing is ever unknown.
+    """
+    PIECE = re.compile(r" ?\w+(?:-\w+)*| ?[^\w\s]|.", re.DOTALL)  # each character is in some piece
+
+    def __init__(self, words):
+        self.words = words
+        self.pieces = [b""] * len(SPECIALS)  # id -> what it prints
+        self.pieces += [bytes([i]) for i in range(256)]
+        self.id_of = {word: len(self.pieces) + i for i, word in enumerate(words)}
+        self.pieces += [word.encode("utf-8", "replace") for word in words]
+
+    @classmethod
+    def build(cls, texts, max_words=8192):
+        """The vocabulary of some texts: the most frequent pieces, if they come twice or more."""
+        counts = Counter(piece for text in texts for piece in cls.PIECE.findall(text))
+        twice = [piece for piece in counts if counts[piece] > 1]
+        return cls(sorted(twice, key=lambda piece: (-counts[piece], piece))[:max_words])
+
+    def encode(self, text):
+        ids = []
+        for piece in self.PIECE.findall(text):
+            if piece in self.id_of:
+                ids.append(self.id_of[piece])
+            else:
+                ids += [len(SPECIALS) + byte for byte in piece.encode("utf-8", "replace")]
+        return ids
+
+    def decode(self, ids):
+        """Ids -> text. Specials print as nothing."""
+        return b"".join(self.pieces[i] for i in ids).decode("utf-8", "replace")
 
 
 # The picture world: a seed becomes a Scene, and a Scene becomes pixels, a caption, and questions.
@@ -98,7 +143,7 @@ def draw(scene, size=SIZE):
 
 
 def caption(scene):
-    """Place first and thing first, in turn: "top-left red fish, blue cup center"."""
+    """Alternately place first and thing first: "top-left red fish, blue cup center"."""
     phrases = []
     for i, o in enumerate(scene.objects):
         thing = f"{o.color} {o.name}"
@@ -113,7 +158,10 @@ def exist_question(thing):
 
 
 def unambiguous(scene):
-    """Question kind -> all (question, answer) of that kind with one right answer in a Scene."""
+    """Question kind -> all (question, answer) of that kind with one right answer in a Scene.
+
+    A kind of question of your own is one more key here.
+    """
     pairs = {"exist_color": [], "color": [], "where": [], "where_color": [], "what": []}
     names = [o.name for o in scene.objects]
     things = [f"{o.color} {o.name}" for o in scene.objects]
@@ -134,8 +182,9 @@ def unambiguous(scene):
 def questions_about(scenes, seed):
     """Yields for each Scene a list of (question, answer, kind).
 
-    Two ask whether something is there. Of each other kind there is one, if the Scene has any: the
-    (question, answer) that was used least so far, so that no answer to it becomes usual.
+    Two ask whether something is there. Of each other kind there is one (two of exist_color), if
+    the Scene allows any: the (question, answer) that was used least so far. So no answer is more
+    usual than another, and none can be guessed.
     """
     rng = Random(seed)
     used = Counter()
@@ -155,23 +204,26 @@ def questions_about(scenes, seed):
         yield questions
 
 
-def make_world(part, n, seed=0, size=SIZE):
-    """The first n scenes of "train", "val" or "test" -> Split. seed: of the questions."""
-    scenes = [make_scene(FIRST_SEED[part] + i) for i in range(n)]
-    split = Split(np.stack([draw(scene, size) for scene in scenes]), [], [], [])
+def make_world(name, n, seed=0, size=SIZE):
+    """The first n scenes of "train", "val" or "test" as a Part. seed: of the questions."""
+    scenes = [make_scene(FIRST_SEED[name] + i) for i in range(n)]
+    part = Part(np.stack([draw(scene, size) for scene in scenes]), [], [], [], OBJECTS)
     for i, questions in enumerate(questions_about(scenes, seed)):
-        split.captions.append(Example(i, None, caption(scenes[i]), "caption"))
-        split.questions.extend(Example(i, *question) for question in questions)
-        names = [o.name for o in scenes[i].objects]
-        split.objects.append(list(dict.fromkeys(names)))
-    return split
+        part.captions.append(Example(i, None, caption(scenes[i]), "caption"))
+        part.questions.extend(Example(i, *question) for question in questions)
+        present = [o.name for o in scenes[i].objects]
+        part.objects.append(list(dict.fromkeys(present)))
+    return part
 
 
 class Dataset:
-    """Examples about pictures, as rows of ids. What stands after the bar is generated:
+    """Examples as rows of ids. The model generates what stands after the bar:
 
         question:  <user> image tokens, question <assistant> | answer <eos>
         caption:   <user> image tokens | caption <eos>
+
+    Override `layout` for another order, or for two pictures in a prompt: then `picture` of an
+    Example is a pair of indices, and nothing else changes.
     """
 
     def __init__(self, examples, images, tokenizer, config, order="image-first"):
@@ -179,18 +231,23 @@ class Dataset:
         self.tokenizer = tokenizer
         self.config, self.order = config, order
         self.examples = []
-        self.rows = []  # of each example: its prompt, and what is generated
+        self.rows = []  # of each example: (ids of the prompt, ids of what is generated)
         self.rows_of = defaultdict(list)  # picture -> indices of the rows about it
+        too_long = {}  # number of tokens -> Example
         for example in examples:
             prompt, answer = self.layout(example)
-            if len(prompt + answer) <= config.context:
-                self.rows_of[example.picture].append(len(self.rows))
-                self.rows.append((prompt, answer))
-                self.examples.append(example)
-        if examples and not self.rows:
-            raise SystemExit("no text is short enough for the context; smaller pictures leave more")
-        if len(self.rows) < len(examples):
-            print(f"{len(self.rows)} of {len(examples)} texts are short enough for the context")
+            if len(prompt + answer) > config.context:
+                too_long[len(prompt + answer)] = example
+                continue
+            self.rows_of[example.picture].append(len(self.rows))
+            self.rows.append((prompt, answer))
+            self.examples.append(example)
+        if too_long:
+            print(f"{len(examples) - len(self.rows)} of {len(examples)} texts are left out: with "
+                  f"{config.image_tokens} image tokens they are too long for --context "
+                  f"{config.context}; {max(too_long)} tokens: {too_long[max(too_long)]!r:.150}")
+            if not self.rows:
+                raise SystemExit("no text is left: raise --context")
 
     def layout(self, example):
         """Example -> (ids of the prompt, ids of what the model must produce)."""
@@ -203,16 +260,18 @@ class Dataset:
             return [USER_ID, *question, *picture, ASSISTANT_ID], answer
         return [USER_ID, *picture, *question, ASSISTANT_ID], answer
 
-    def sample(self, pictures, rows, seed):
-        """Some pictures and rows about each -> indices. No state: resumed runs draw the same."""
+    def sample(self, pictures, per_picture, seed):
+        """Indices of rows: some pictures, and some rows about each. It depends on the seed alone,
+        so that a resumed run draws the same."""
         rng = Random(seed)
         indices = []
         for picture in rng.sample(list(self.rows_of), min(pictures, len(self.rows_of))):
             about = self.rows_of[picture]
-            indices += rng.sample(about, min(rows, len(about)))
+            indices += rng.sample(about, min(per_picture, len(about)))
         return indices
 
     def generated_tokens(self, indices):
+        """How many tokens of these rows the model must produce."""
         return sum(len(self.rows[i][1]) for i in indices)
 
     def batch(self, indices, device="cpu", prompts_only=False):
@@ -237,135 +296,177 @@ class Dataset:
         return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
 
 
-# Your own pictures: a folder with train.jsonl and perhaps val.jsonl. Each line is a JSON object:
-# "image" is a file's name; with it go "question" and "answer", a "caption", or a list of "objects".
+# Your own pictures: a folder with train.jsonl and, if you like, val.jsonl and test.jsonl. Each line
+# is a JSON object: "image" is a file's name; with it go "question" and "answer" (and a "kind" of
+# question), a "caption", or a list of "objects".
+KEYS = {"image", "question", "answer", "kind", "caption", "objects"}
+
+
 def read_lines(path):
-    """A file of JSON lines -> yields (where: "FILE, line N", object as dict)."""
+    """A file of JSON lines -> yields (where: "FILE, line N", object as dict without nulls)."""
+    def unique(pairs):
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a key comes twice")
+        return {key: value for key, value in pairs if value is not None}
+
     where = path
     try:
-        text = Path(path).read_text("utf-8-sig")
-        for number, line in enumerate(text.split("\n"), 1):
+        for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
             where = f"{path}, line {number}"
-            if line.strip():
-                yield where, dict(json.loads(line))
-    except (OSError, ValueError, TypeError) as error:
-        raise SystemExit(f"{where}: cannot be read as a JSON object ({error})")
+            if text := line.decode("utf-8-sig").strip():
+                entry = json.loads(text, object_pairs_hook=unique, parse_constant=lambda _: None)
+                if not isinstance(entry, dict):
+                    raise ValueError(f"wanted is {{...}}, given is {text:.50}")
+                yield where, entry
+    except (OSError, ValueError, RecursionError) as error:
+        raise SystemExit(f"{where}: cannot be read as one JSON object ({error})")
 
 
-def check_line(where, folder, line, wanted):
+def check_line(where, line, wanted):
     """SystemExit unless `wanted` keys hold texts, and "image" names a file inside the folder."""
     for key in ("image", *wanted):
         if not isinstance(line.get(key), str):
             raise SystemExit(f'{where}: a text "{key}" is wanted; given: {line!r:.99}')
-    picture = (folder / line["image"]).resolve()
-    if not picture.is_relative_to(folder.resolve()):
-        raise SystemExit(f"{where}: {line['image']!r} is no file inside {folder}")
+    name = PurePath(line["image"])  # by its text alone: links may lead anywhere
+    if name.is_absolute() or ".." in name.parts:
+        raise SystemExit(f"{where}: {line['image']!r} is no file inside the folder")
 
 
 def read_entries(path):
-    """A .jsonl file as above -> yields dicts. SystemExit names a line that is wrong."""
+    """A .jsonl file as above -> list of dicts. SystemExit names a line that is wrong."""
+    entries, unknown = [], Counter()
     for where, entry in read_lines(path):
-        texts = [key for key in ("question", "answer", "caption", "kind") if key in entry]
-        if "question" in entry or not {"caption", "objects"} & entry.keys():
+        texts = [key for key in ("caption", "kind") if key in entry]
+        if {"question", "answer"} & entry.keys() or not {"caption", "objects"} & entry.keys():
             texts += ["question", "answer"]
-        check_line(where, path.parent, entry, texts)
-        entry["image"] = normpath(entry["image"])  # one name for one picture
-        names = entry.setdefault("objects", [])
-        if not isinstance(names, list) or not all(isinstance(x, str) and x for x in names):
-            raise SystemExit(f'{where}: a list "objects" of names is wanted')
-        yield entry
+        check_line(where, entry, texts)
+        names = entry.get("objects", [])
+        if not isinstance(names, list) or not all(isinstance(x, str) and x.strip() for x in names):
+            raise SystemExit(f'{where}: a list "objects" of names is wanted; given: {names!r:.99}')
+        entry["objects"] = [name.strip().lower() for name in names]  # "Cat " is a cat
+        unknown.update(entry.keys() - KEYS)
+        entries.append(entry)
+    if unknown:
+        print(f"{path}: keys that are not used: {dict(unknown)}")
+    if not entries:
+        raise SystemExit(f"{path}: no line in it")
+    return entries
 
 
-def read_folder(folder, size, seed=0):
-    """A folder of your own pictures -> two Splits. Without val.jsonl a tenth is held out."""
-    folder = Path(folder)
-    train, val = list(read_entries(folder / "train.jsonl")), []
-    if (folder / "val.jsonl").exists():
-        val = list(read_entries(folder / "val.jsonl"))
-    images, index = load_pictures(folder, [entry["image"] for entry in train + val], size)
-    if len(images) < 2:
-        raise SystemExit(f"{folder}: not enough pictures")
-    if not val:
-        held_out = set(Random(0).sample(sorted(index), max(1, len(index) // 10)))
-        val = [entry for entry in train if entry["image"] in held_out]
-        train = [entry for entry in train if entry["image"] not in held_out]
-    known = {name for entry in train + val for name in entry["objects"]}
-    return [make_split(images, index, entries, known, seed) for entries in (train, val)]
+def read_folder(folder, size, seed=0, names=("train", "val")):
+    """A folder of your own pictures -> a Part for each of `names`.
+
+    Without val.jsonl, "val" is a tenth of train.jsonl; without test.jsonl, "test" is "val".
+    """
+    folder, entries = Path(folder), {}
+    for name in ("train", "val", "test"):
+        if name == "train" or (folder / f"{name}.jsonl").exists():
+            entries[name] = read_entries(folder / f"{name}.jsonl")
+    known = {thing for lines in entries.values() for e in lines for thing in e["objects"]}
+    if "val" in entries and "train" not in names:
+        del entries["train"]  # nobody asks for its pictures
+    paths = {folder / e["image"]: None for lines in entries.values() for e in lines}
+    hash_of = dict(zip(paths, thread_map(file_hash, paths, desc=f"reading {folder}")))
+    for e in chain(*entries.values()):
+        e["hash"] = hash_of[folder / e["image"]]
+    hold_out(folder, entries)
+    entries.setdefault("test", entries["val"])
+    path_of = {e["hash"]: folder / e["image"] for name in names for e in entries[name]}
+    pictures = load_pictures(path_of, size)
+    return [make_part(pictures, entries[name], sorted(known), seed) for name in names]
 
 
-def make_split(images, index, entries, known, seed):
-    """Entries of a .jsonl file -> Split. known: all objects, to ask for what is not there, too."""
-    split = Split(images, [], [], [[] for _ in images])
+def hold_out(folder, entries):
+    """Take from the entries of "train" all that is held out, and make "val" if there is none.
+
+    Who is held out is a property of the picture, the hash of its file: another picture in the
+    folder, another order of lines or another name of the file does not change it.
+    """
+    train = entries.get("train", [])
+    hashes = sorted({e["hash"] for e in train})
+    if "val" not in entries:
+        tenth = [x for x in hashes if x < "1a"]  # as hexadecimal digits
+        tenth = {*tenth} if 0 < len(tenth) < len(hashes) else {hashes[0]}
+        entries["val"] = [e for e in train if e["hash"] in tenth]
+    held_out = {e["hash"] for name in entries if name != "train" for e in entries[name]}
+    entries["train"] = [e for e in train if e["hash"] not in held_out]
+    if out := [e["image"] for e in train if e["hash"] in held_out]:
+        print(f"{folder}: {len({*out})} pictures of train.jsonl are held out, such as {out[0]}")
+        if not entries["train"]:
+            raise SystemExit(f"{folder}: not enough pictures: none is left to train on")
+
+
+def make_part(pictures, entries, names, seed):
+    """What entries say, as a Part. pictures: hash -> picture, of all files that can be read."""
+    hashes = list(dict.fromkeys(e["hash"] for e in entries if e["hash"] in pictures))
+    images = np.array([pictures[x] for x in hashes])
+    part = Part(images, [], [], [[] for _ in hashes], names, hashes)
+    index = {x: i for i, x in enumerate(hashes)}
     for entry in entries:
-        i = index.get(entry["image"])
-        if i is None:  # it could not be read
+        if entry["hash"] not in index:
             continue
+        i = index[entry["hash"]]
         if "caption" in entry:
-            split.captions.append(Example(i, None, entry["caption"], "caption"))
+            part.captions.append(Example(i, None, entry["caption"], "caption"))
         if "question" in entry:
             kind = entry.get("kind", "question")
-            split.questions.append(Example(i, entry["question"], entry["answer"], kind))
-        for name in entry["objects"]:
-            if name not in split.objects[i]:
-                split.objects[i].append(name)
-    rng = Random(seed)
-    for i, present in enumerate(split.objects):
-        absent = sorted(known - set(present))
-        rng.shuffle(absent)
+            part.questions.append(Example(i, entry["question"], entry["answer"], kind))
+        part.objects[i] = list(dict.fromkeys(part.objects[i] + entry["objects"]))
+    for i, present in enumerate(part.objects):
+        absent = sorted({*names} - {*present})
+        Random(f"{seed} {hashes[i]}").shuffle(absent)
         for yes, no in zip(cycle(present), absent[:6]):  # one of each for up to six absent objects
-            split.questions.append(Example(i, exist_question(yes), "yes", "exist"))
-            split.questions.append(Example(i, exist_question(no), "no", "exist"))
-    if not split.captions:
-        split.captions.extend(captions_of_questions(split.questions, rng))
-    return split
+            part.questions.append(Example(i, exist_question(yes), "yes", "exist"))
+            part.questions.append(Example(i, exist_question(no), "no", "exist"))
+    return part
 
 
-def captions_of_questions(questions, rng):
-    """Yields captions for pictures without any, such as "What color is it? red Where is it? left".
-
-    Each joins up to four questions and their answers; yes and no only where nothing else is asked.
-    """
-    about = defaultdict(list)
-    for e in questions:
-        about[e.picture].append(e)
-    for i, examples in about.items():
-        open_questions = [e for e in examples if e.answer not in NO_YES]
-        texts = [f"{e.prompt} {e.answer}" for e in open_questions or examples]
-        for _ in range(4):
-            rng.shuffle(texts)
-            yield Example(i, None, " ".join(texts[:4]), "caption")
+def file_hash(path):
+    """16 hexadecimal digits of the content of a file, or its name if it cannot be read."""
+    with suppress(OSError, ValueError):
+        if path.is_file():  # a pipe would be waited for
+            return sha256(path.read_bytes()).hexdigest()[:16]
+    return f"~{path}"
 
 
 def load_picture(path, size):
-    """A picture file -> (size, size, 3) uint8 with gray margins, or as text what is wrong."""
+    """A picture file -> (size, size, 3) uint8 with gray margins, or None, with a printed line."""
     try:
+        if not path.is_file():
+            raise ValueError("no such file")
         with Image.open(path) as picture:
             picture.draft(None, (size, size))  # reads large JPEGs at a fraction of their size
-            if picture.mode[0] in "IF":
-                raise ValueError("more than 8 bits a channel")
-            picture = ImageOps.exif_transpose(picture).convert("RGBA")
+            picture.load()
+        if picture.mode[0] in "IF":
+            raise ValueError("more than 8 bits per channel")
+        with suppress(Exception):  # EXIF data that cannot be read turn nothing
+            ImageOps.exif_transpose(picture, in_place=True)
+        if picture.mode in ("1", "P", "PA"):  # a mean of palette indices is no color
+            picture = picture.convert("RGBA")
+        picture = picture.reduce(max(1, max(picture.size) // (8 * size))).convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return np.array(ImageOps.pad(picture.convert("RGB"), (size, size), color="gray"))
+        scale = size / max(picture.size)
+        picture = picture.resize([max(1, round(scale * side)) for side in picture.size])
+        whole = Image.new("RGB", (size, size), "gray")
+        whole.paste(picture, [(size - side) // 2 for side in picture.size])
+        return np.array(whole)
     except Exception as error:  # Pillow's decoders raise nearly every kind there is
-        return f"{path}: no readable picture ({error!r})"
+        print(f"left out: {path}: no readable picture ({error!r})")
 
 
-def load_pictures(folder, names, size):
-    """Picture files -> (images (N, size, size, 3) uint8, dict of name -> index of its image)."""
-    names = list(dict.fromkeys(names))
-    if not names:
-        raise SystemExit(f"{folder}: no pictures")
-    paths = [folder / name for name in names]
-    decoded = thread_map(partial(load_picture, size=size), paths, desc=f"decoding {folder}")
-    images, index, bad = [], {}, []
-    for name, picture in zip(names, decoded):
-        if isinstance(picture, str):
-            bad.append(picture)
-        else:
-            index[name] = len(images)
-            images.append(picture)
-    if len(bad) > len(names) / 100:
-        raise SystemExit(f"{len(bad)} of {len(names)} pictures can't be read; first: {bad[0]}")
-    for reason in bad:
-        print(f"left out: {reason}")
-    return np.stack(images), index
+def load_pictures(path_of, size):
+    """Dict of key -> picture file, as a dict of key -> (size, size, 3) uint8.
+
+    SystemExit if more than one in a hundred cannot be read; fewer are printed and left out.
+    """
+    found = thread_map(partial(load_picture, size=size), path_of.values(), desc="decoding")
+    pictures = {key: picture for key, picture in zip(path_of, found) if picture is not None}
+    if len(pictures) < 0.99 * len(path_of):
+        raise SystemExit(f"only {len(pictures)} of {len(path_of)} pictures can be read, see above")
+    return pictures
+
+
+def digest(part):
+    """16 hexadecimal digits of all that a Part says: other data have others."""
+    told = repr((part.captions, part.questions, part.objects, part.hashes))
+    return sha256(told.encode()).hexdigest()[:16]

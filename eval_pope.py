@@ -3,23 +3,23 @@
 POPE ("Evaluating Object Hallucination in Large Vision-Language Models", arXiv 2305.10355) asks
 about each picture for three objects that are in it and three that are not. The absent ones are
 drawn at random (`random`), are the most frequent (`popular`), or those that most often stand
-together with one in the picture (`adversarial`).
+together with one in the picture (`adversarial`): where there is a fork, is there a knife?
 
     python eval_pope.py                            the newest run, about its own data
     python eval_pope.py runs/causal-* runs/mma-*   several, one after the other
     python eval_pope.py RUN --pope coco_pope_*.json --images val2014   the official files
 """
 import json
+import os
+import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter, defaultdict
-from os.path import getmtime
 from pathlib import Path
 from random import Random
 
-from data import (NO_YES, Dataset, Example, check_line, exist_question, load_pictures, make_world,
-                  read_folder, read_lines)
-from model import answer, pick_device
-from train import accuracy_by_kind, load, percents
+from data import (NO_YES, Dataset, Example, check_line, digest, exist_question, file_hash,
+                  load_pictures, make_part, make_world, read_folder, read_lines)
+from train import accuracy_by_kind, answer, load, percents, pick_device
 
 SPLITS = ("random", "popular", "adversarial")
 
@@ -76,97 +76,125 @@ def score(answers, labels):
         "recall": tp / max(1, tp + fn),
         "f1": 2 * tp / max(1, 2 * tp + fp + fn),
         "yes_ratio": (tp + fp) / asked,
+        "n": len(labels),
     }
 
 
-def ask(run, images, examples, dataset_class=Dataset):
-    """Let a run, as `train.load` returns it, answer some Examples -> list of texts."""
+def ask(run, part, dataset_class=Dataset):
+    """Let a run, as `train.load` returns it, answer the questions of a `data.Part`.
+
+    Left out are those about pictures that the run was trained on, and those that are too long.
+    Returns a list of (Example, text).
+    """
     model, tokenizer, checkpoint = run
+    known = {*checkpoint["trained_on"]} & {*part.hashes}
+    if known:
+        print(f"left out: {len(known)} of {len(part.images)} pictures, which it was trained on")
+    examples = [e for e in part.questions if not known or part.hashes[e.picture] not in known]
     order = checkpoint["options"]["order"]
-    dataset = dataset_class(examples, images, tokenizer, model.config, order)
-    if left := set(examples) - set(dataset.examples):
-        raise SystemExit(f"too long for the context: {left.pop().prompt!r:.99}; take it out")
-    return answer(model, dataset)
+    dataset = dataset_class(examples, part.images, tokenizer, model.config, order)
+    return list(zip(dataset.examples, answer(model, dataset)))
 
 
-def ask_own(run, scenes, part="test", dataset_class=Dataset):
-    """-> the figures of a run about its own data, as in eval.json."""
+def ask_own(run, part, dataset_class=Dataset):
+    """-> the figures of a run about a data.Part, as in eval.json."""
+    least = 1 if part.hashes else 3  # objects in a picture: of one's own, of a scene
+    examples, kinds = list(part.questions), [("POPE", split) for split in SPLITS]
+    for kind in kinds:
+        for i, name, label in build(part.objects, kind[1], least=least, known=part.names):
+            examples.append(Example(i, exist_question(name), label, kind))
+    given = ask(run, part._replace(questions=examples), dataset_class)
+    figures = {}
+    for kind in kinds:
+        pope = [(text, e.answer) for e, text in given if e.kind == kind]
+        if any(label == "no" for _, label in pope):
+            figures[kind[1]] = score(*zip(*pope))
+        else:
+            print(f"no POPE, {kind[1]}: pictures must name objects that others do not show")
+    if own := [(e, text) for e, text in given if e.kind not in kinds]:
+        figures["kinds"], figures["n"] = accuracy_by_kind(*zip(*own))
+        figures["accuracy"] = sum(text == e.answer for e, text in own) / len(own)
+    return figures
+
+
+def own_part(run, scenes):
+    """The data.Part that a run of the picture world, or of one's own pictures, is asked about."""
     model, _, checkpoint = run
     options, size = checkpoint["options"], model.config.image_size
-    known, least = [], 3
-    if options["data"]:
-        train, split = read_folder(options["data"], size, options["seed"])
-        known, least = [name for names in train.objects for name in names], 1
-    else:
-        split = make_world(part, scenes, 0, size)
-    figures = {}
-    for name in SPLITS:
-        pope = build(split.objects, name, least=least, known=known)
-        if not any(label == "no" for _, _, label in pope):
-            continue
-        examples = [Example(i, exist_question(thing), label, name) for i, thing, label in pope]
-        answers = ask(run, split.images, examples, dataset_class)
-        figures[name] = score(answers, [e.answer for e in examples])
-    if not figures:
-        print("no POPE: pictures must name objects that others do not show")
-    if split.questions:
-        answers = ask(run, split.images, split.questions, dataset_class)
-        right = [a == example.answer for a, example in zip(answers, split.questions)]
-        figures["kinds"] = accuracy_by_kind(split.questions, answers)
-        figures["accuracy"] = sum(right) / len(right)
-    return figures
+    if not options["data"]:
+        return make_world("test", scenes, 0, size)
+    [part] = read_folder(options["data"], size, options["seed"], ["test"])
+    if not Path(options["data"], "test.jsonl").exists():
+        print("no test.jsonl: asked about the pictures that the training was validated on")
+        if digest(part) != checkpoint["data"][1]:
+            print(f"{options['data']} has changed since the training")
+    return part
 
 
 def ask_official(run, path, folder, out):
     """-> the figures of a run on an official POPE file; its answers go to the file `out`."""
-    questions = []
-    for where, question in read_lines(path):
-        check_line(where, folder, question, ["text", "label"])
-        if question["label"] not in NO_YES or "question_id" not in question:
+    entries, path_of = [], {}
+    for where, q in read_lines(path):
+        check_line(where, q, ["text", "label"])
+        if q["label"] not in NO_YES or "question_id" not in q:
             raise SystemExit(f'{where}: wanted are "label", yes or no, and "question_id"')
-        questions.append(question)
-    names = [q["image"] for q in questions if (folder / q["image"]).is_file()]
-    images, index = load_pictures(folder, names, run[0].config.image_size)
-    asked = [q for q in questions if q["image"] in index]
-    if left_out := len(questions) - len(asked):
-        print(f"{left_out} of {len(questions)} questions are left out: no picture in {folder}")
-    examples = [Example(index[q["image"]], q["text"], q["label"], "pope") for q in asked]
-    answers = ask(run, images, examples)
+        entries.append({"hash": file_hash(folder / q["image"]), "objects": [],
+                        "question": q["text"], "answer": q["label"], "kind": q["question_id"]})
+        path_of[entries[-1]["hash"]] = folder / q["image"]
+    missing = [path_of.pop(key) for key in list(path_of) if key.startswith("~")]
+    if not path_of:
+        raise SystemExit(f"{path}: there is none of its pictures, such as {missing[:1]}")
+    part = make_part(load_pictures(path_of, run[0].config.image_size), entries, (), 0)
+    given = ask(run, part)
+    left_out = len(entries) - len(given)
+    if left_out:
+        print(f"{left_out} of {len(entries)} questions are left out; pictures that are missing: "
+              f"{len(missing)} {missing[:1]}")
     with open(out, "w") as file:  # in the official format
-        for q, text in zip(asked, answers):
-            line = {"question_id": q["question_id"], "question": q["text"], "answer": text}
+        for e, text in given:
+            line = {"question_id": e.kind, "question": e.prompt, "answer": text}
             file.write(json.dumps(line) + "\n")
-    return score(answers, [q["label"] for q in asked])
+    figures = score([text for _, text in given], [e.answer for e, _ in given])
+    return figures | {"left_out": left_out}
 
 
 def main():
     """The command line."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # no name of a file ends a run
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("runs", nargs="*", type=Path, help="run folders or checkpoints (default: the newest run)")
     add("--pope", metavar="FILE", nargs="+", type=Path, help="ask these official POPE files")
-    add("--images", type=Path, metavar="DIR", default=".", help="folder of pictures (default: .)")
+    add("--images", type=Path, metavar="DIR", help="folder of their pictures (default: .)")
     add("--scenes", type=int, default=1000, help="test scenes to draw (default: 1000)")
     add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
     options = parser.parse_args()
-    newest = max(Path("runs").glob("*/model.pt"), key=getmtime, default=Path("runs/model.pt"))
-    for path in options.runs or [newest.parent]:
-        run = model, _, checkpoint = load(path, pick_device(options.device))
+    files = {file.stem: file for file in options.pope or []}
+    if len(files) < len(options.pope or []):
+        parser.error("--pope: two files of one name: rename one")
+    if options.images and not files or options.scenes < 1:
+        parser.error("--images goes with --pope, and --scenes must be at least 1")
+    saved = sorted(Path("runs").glob("*/model.pt"), key=os.path.getmtime)
+    for path in options.runs or [saved[-1].parent if saved else Path("runs")]:
+        run = load(path, pick_device(options.device))
         out = path if path.is_dir() else path.with_suffix("")  # RUN/pretrained.pt -> RUN/pretrained
+        report = out / ("pope.json" if files else "eval.json")
+        if not os.access(path if path.is_dir() else path.parent, os.W_OK):  # before all the work
+            raise SystemExit(f"{report}: this folder may not be written")
         out.mkdir(exist_ok=True)
-        if options.pope:
-            name, figures = "pope.json", {}
-            for file in options.pope:
-                answers = out / f"{file.stem}_answers.jsonl"
-                figures[file.stem] = ask_official(run, file, options.images, answers)
+        if files:
+            figures = json.loads(report.read_text()) if report.exists() else {}  # of other files
+            for stem, file in files.items():
+                answers = out / f"{stem}_answers.jsonl"
+                figures[stem] = ask_official(run, file, options.images or Path(), answers)
         else:
-            name, figures = "eval.json", ask_own(run, options.scenes)
-        (out / name).write_text(json.dumps(figures, indent=1) + "\n")
-        print(f"\n{path}: {model.attention}, {checkpoint['stage']} step {checkpoint['step']}")
+            figures = ask_own(run, own_part(run, options.scenes))
+        report.write_text(json.dumps(figures, indent=1) + "\n")
+        print(f"\n{path}: {run[0].attention}, {run[2]['stage']} step {run[2]['step']}")
         for name, shares in figures.items():
-            if name == "accuracy":  # of all questions
-                shares = {"of all questions": shares}
-            print(f"{name:20}{percents(shares)}")
+            if name == "accuracy":
+                name, shares = "all questions", {name: shares}
+            print(f"{name:20} {percents(shares)}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""A small multimodal LLM: tokenizer, ViT, linear projector, GPT decoder.
+"""A small multimodal LLM: a ViT, a linear projector and a GPT decoder.
 
 Read `mma.py` before, `data.py` after. The decoder has no idea of images: it is given a sequence of
 vectors, some from the picture and some from the token embedding, and a mask of who may see whom.
 
-Shapes: B rows, T positions, D width, H heads, N pictures, n image tokens a picture (one a patch),
-S positions in the KV cache, V vocabulary.
+Shapes: B rows, T positions, D width, H heads, N pictures, n image tokens per picture (one per
+patch), S positions in the KV cache, V vocabulary. With the default sizes a picture of 64 x 64
+pixels becomes n = 16 image tokens of D = 128 numbers, and a question about it a row of about T = 28.
 """
-import re
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -16,47 +15,7 @@ import torch.nn.functional as F
 
 from mma import IMAGE, PAD, TEXT, attention_mask
 
-SPECIALS = ("<pad>", "<image>", "<user>", "<assistant>", "<eos>")
-PAD_ID, IMAGE_ID, USER_ID, ASSISTANT_ID, EOS_ID = range(len(SPECIALS))
 PATCH = 16  # pixels a side of a patch
-
-
-class Tokenizer:
-    """Ids for the specials, then the 256 bytes, then frequent words with the space before them.
-
-    A word that has no id is spelled in UTF-8 bytes: nothing is ever unknown.
-    """
-    PIECE = re.compile(r" ?\w+(?:-\w+)*| ?[^\w\s]|.", re.DOTALL)  # each character is in some piece
-
-    def __init__(self, words):
-        self.words = words
-        self.pieces = [b""] * len(SPECIALS)  # id -> what it prints
-        self.pieces += [bytes([i]) for i in range(256)]
-        self.id_of = {word: len(self.pieces) + i for i, word in enumerate(words)}
-        self.pieces += [word.encode("utf-8", "replace") for word in words]
-
-    @classmethod
-    def build(cls, texts, max_words=8192):
-        """The vocabulary of some strings: of the pieces that come twice the most frequent ones."""
-        counts = Counter()
-        for text in texts:
-            counts.update(cls.PIECE.findall(text))
-        twice = [piece for piece in counts if counts[piece] > 1]
-        return cls(sorted(twice, key=lambda piece: (-counts[piece], piece))[:max_words])
-
-    def encode(self, text):
-        ids = []
-        for piece in self.PIECE.findall(text):
-            if piece in self.id_of:
-                ids.append(self.id_of[piece])
-            else:
-                for byte in piece.encode("utf-8", "replace"):
-                    ids.append(len(SPECIALS) + byte)
-        return ids
-
-    def decode(self, ids):
-        """Ids -> text. Specials print as nothing."""
-        return b"".join(self.pieces[i] for i in ids).decode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
@@ -72,7 +31,7 @@ class Config:
 
     @property
     def image_tokens(self):
-        """n, the decoder tokens that one picture becomes: one a patch."""
+        """n, the decoder tokens that one picture becomes: one per patch."""
         return (self.image_size // PATCH) ** 2
 
 
@@ -86,27 +45,30 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(D, 3 * D, bias=False)
         self.out = nn.Linear(D, D, bias=False)
 
-    def split(self, x):
+    def queries_keys_values(self, x):
         """x: (B, T, D) -> queries, keys and values, (B, H, T, D/H) each."""
-        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (B, T, 3, H, D/H)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).unflatten(2, (3 * self.heads, -1)).transpose(1, 2).chunk(3, 1)
         size = q.shape[-1:]
         return F.layer_norm(q, size), F.layer_norm(k, size), v
 
+    def weights(self, q, k, mask=None):
+        """How strongly each position looks at each other: (B, H, T, S), a row adds up to 1."""
+        # Not F.scaled_dot_product_attention, with which a training step takes longer on a CPU.
+        scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5  # (B, H, T, S)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return scores.softmax(-1)
+
     def forward(self, x, mask=None, cache=None):
         """x: (B, T, D) -> (B, T, D); mask: (B, 1, T, S) bool; cache: a list of [k, v] so far."""
-        q, k, v = self.split(x)
+        q, k, v = self.queries_keys_values(x)
         if cache:  # keys and values of the positions before
             k = torch.cat([cache[0], k], dim=2)
             v = torch.cat([cache[1], v], dim=2)
         if cache is not None:
             cache[:] = k, v  # (B, H, S, D/H) each
-        # Not F.scaled_dot_product_attention, with which a training step takes longer on a CPU.
-        scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5  # (B, H, T, S)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        y = scores.softmax(-1) @ v  # (B, H, T, D/H)
-        return self.out(y.transpose(1, 2).reshape(x.shape))
+        y = self.weights(q, k, mask) @ v  # (B, H, T, D/H)
+        return self.out(y.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -127,13 +89,13 @@ class Block(nn.Module):
         return x + self.down(hidden)
 
 
-class Windows(nn.Linear):
-    """A convolution of 8 x 8 pixels with stride 4; its weight is a matrix, for Muon."""
+def convolve(x, linear):
+    """Convolve with 8 x 8 pixels and stride 4: (N, C, h, w) -> (N, out_features, h / 4, w / 4).
 
-    def forward(self, x):
-        """x: (N, C, height, width) -> (N, out_features, height / 4, width / 4)."""
-        weight = self.weight.unflatten(1, (-1, 8, 8))
-        return F.conv2d(x, weight, self.bias, stride=4, padding=2)
+    Its weights lie in an nn.Linear, because the optimizer Muon takes matrices alone.
+    """
+    kernel = linear.weight.unflatten(1, (-1, 8, 8))
+    return F.conv2d(x, kernel, linear.bias, stride=4, padding=2)
 
 
 class ViT(nn.Module):
@@ -142,20 +104,24 @@ class ViT(nn.Module):
     def __init__(self, config):
         super().__init__()
         D = config.width
-        C = D // 4  # between the two convolutions
+        C = D // 4  # channels between the two convolutions
+        self.image_shape = (config.image_size, config.image_size, 3)
         # As in "Early Convolutions Help Transformers See Better" (2106.14881).
-        self.patch = nn.Sequential(
-            Windows(64 * 3, C),
-            nn.ReLU(),
-            Windows(64 * C, D))
+        self.convolution1 = nn.Linear(3 * 64, C)
+        self.convolution2 = nn.Linear(C * 64, D)
         self.position = nn.Parameter(torch.empty(config.image_tokens, D))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.vit_layers))
         self.norm = nn.LayerNorm(D, bias=False)
 
     def forward(self, images):
         """images: (N, image_size, image_size, 3) uint8 -> (N, n, D)."""
+        if images.shape[1:] != self.image_shape or images.dtype != torch.uint8:
+            raise ValueError(f"each of the images must be uint8 of shape {self.image_shape}, but "
+                             f"they are {images.dtype} of shape {tuple(images.shape)}")
         x = images.permute(0, 3, 1, 2).to(self.position.dtype) / 127.5 - 1
-        x = self.patch(x).flatten(2).transpose(1, 2) + self.position  # (N, n, D)
+        x = convolve(x, self.convolution1).relu()  # (N, C, image_size / 4, image_size / 4)
+        x = convolve(x, self.convolution2).flatten(2).transpose(1, 2)  # (N, n, D)
+        x = x + self.position
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -182,8 +148,8 @@ class MultimodalGPT(nn.Module):
             elif p.dim() == 2:
                 nn.init.normal_(p, std=p.shape[1] ** -0.5)
 
-    def mask(self, modality, generated, layer):
-        """The mask of one layer, (B, 1, T, T) bool. Override it to try another mask."""
+    def mask(self, modality, generated):
+        """The mask of all layers, (B, 1, T, T) bool. Override it to try another mask."""
         return attention_mask(modality, generated, self.attention)
 
     def positions(self, modality):
@@ -194,37 +160,49 @@ class MultimodalGPT(nn.Module):
         """(B, T, D): token embeddings, and image tokens at IMAGE. Override it to add a modality."""
         x = self.token(ids)
         if images is None:
+            if (modality == IMAGE).any():
+                raise ValueError("there are places for image tokens, but images is None")
             return x
         image_tokens = self.projector(self.vit(images))  # (N, n, D)
         if image_index is not None:
             image_tokens = image_tokens[image_index]  # (M, n, D)
-        x[modality == IMAGE] = image_tokens.flatten(0, 1).to(x.dtype)
+        x[modality == IMAGE] = image_tokens.flatten(0, -2).to(x.dtype)
         return x
 
-    def forward(self, images, ids, modality, generated, image_index=None, with_loss=False):
-        """Logits, and if wanted the loss.
+    def decode(self, x, mask, caches=None):
+        """Through all blocks: (B, T, D) -> (B, T, D). caches: a list per block, for `generate`."""
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, None if caches is None else caches[i])
+        return x
+
+    def head(self, x):
+        """The last norm, and the logit of each token to be the next: (..., D) -> (..., V)."""
+        return F.linear(self.norm(x), self.token.weight)
+
+    def hidden(self, images, ids, modality, generated, image_index=None):
+        """What the decoder makes of a batch, (B, T, D). Arguments: see `forward`."""
+        x = self.embed(images, ids, modality, image_index)
+        x = x + self.position(self.positions(modality))
+        return self.decode(x, self.mask(modality, generated))
+
+    def forward(self, images, ids, modality, generated, image_index=None):
+        """The logits of the next token at each position, (B, T, V).
 
         images:      (N, image_size, image_size, 3) uint8, or None where no row has a picture.
         ids:         (B, T) int64 token ids, anything where image tokens go.
         modality:    (B, T) integers, generated: (B, T) bool, see `mma.attention_mask`.
-        image_index: (M,) int64: which of the N pictures the m-th place for a picture shows, counted
-                     row by row. Questions about one picture share one pass through the ViT.
-        Returns (logits, loss): (B, T, V) and None, or with_loss the logits from which the generated
-        tokens are predicted, (number of them, V), and their mean cross-entropy.
+        image_index: int64, which of the N pictures stands at each place for a picture, counted row
+                     by row: (B,), or (B, 2) for two pictures in each prompt. Questions about one
+                     picture share one pass through the ViT. None: the pictures in their order.
         """
-        x = self.embed(images, ids, modality, image_index)  # (B, T, D)
-        x = x + self.position(self.positions(modality))
-        for layer, block in enumerate(self.blocks):
-            x = block(x, self.mask(modality, generated, layer))
-        if not with_loss:
-            return self.logits(x), None
-        wanted = generated[:, 1:]  # position t is predicted at t - 1
-        logits = self.logits(x[:, :-1][wanted])  # only there: most positions need none
-        return logits, F.cross_entropy(logits.float(), ids[:, 1:][wanted])
+        return self.head(self.hidden(images, ids, modality, generated, image_index))
 
-    def logits(self, x):
-        """x: (..., D) -> (..., V)."""
-        return F.linear(self.norm(x), self.token.weight)
+    def loss(self, images, ids, modality, generated, image_index=None):
+        """Mean cross-entropy of the generated tokens, a scalar. Arguments: see `forward`."""
+        x = self.hidden(images, ids, modality, generated, image_index)
+        targets = generated[:, 1:]  # position t is predicted at t - 1
+        logits = self.head(x[:, :-1][targets])  # (number of generated tokens, V)
+        return F.cross_entropy(logits.float(), ids[:, 1:][targets])
 
     @torch.inference_mode()
     def generate(self, images, ids, modality, max_new_tokens, end, image_index=None,
@@ -234,18 +212,21 @@ class MultimodalGPT(nn.Module):
         images, ids, modality, image_index: as in `forward`; shorter rows are padded on the left.
         generated: (B, T) bool, True for answers of earlier turns in the prompt; default: none.
         Returns (B, <= max_new_tokens) int64; after a row's `end` only `end` follows.
+        Raises ValueError if a prompt is padded on the right or longer than the context.
         No position ever sees a later generated token, so what is in the cache stays as it is.
         """
         B, T = ids.shape
         if (modality[:, -1] == PAD).any():
             raise ValueError("a prompt ends in PAD: pad prompts on the left")
+        if T > self.config.context:
+            raise ValueError(f"a prompt of {T} tokens, but the context is {self.config.context}")
         if generated is None:
             generated = torch.zeros_like(ids, dtype=torch.bool)
-        row_modality = F.pad(modality, (0, max_new_tokens), value=TEXT)  # (B, S)
-        row_generated = F.pad(generated, (0, max_new_tokens), value=True)  # (B, S)
-        masks = [self.mask(row_modality, row_generated, layer) for layer in range(len(self.blocks))]
-        # Only a wrong answer runs past the context: then the last position is used again.
-        positions = self.positions(row_modality).clamp(max=self.config.context - 1)
+        modality_after = F.pad(modality, (0, max_new_tokens), value=TEXT)  # (B, S)
+        generated_after = F.pad(generated, (0, max_new_tokens), value=True)  # (B, S)
+        mask = self.mask(modality_after, generated_after)  # (B, 1, S, S)
+        # An answer that never ends may run past the context: there the last position is repeated.
+        positions = self.positions(modality_after).clamp(max=self.config.context - 1)
         caches = [[] for _ in self.blocks]
         x = self.embed(images, ids, modality, image_index)  # (B, T, D)
         tokens = []
@@ -253,10 +234,8 @@ class MultimodalGPT(nn.Module):
         start = 0
         for stop in range(T, T + max_new_tokens):  # first the prompt, then token by token
             x = x + self.position(positions[:, start:stop])
-            for block, mask, cache in zip(self.blocks, masks, caches):
-                x = block(x, mask[:, :, start:stop, :stop], cache)
-            logits = self.logits(x[:, -1])  # (B, V)
-            token = logits.argmax(-1).masked_fill(ended, end)  # (B,)
+            x = self.decode(x, mask[..., start:stop, :stop], caches)
+            token = self.head(x[:, -1]).argmax(-1).masked_fill(ended, end)  # (B,)
             tokens.append(token)
             ended |= token == end
             if ended.all():
@@ -264,55 +243,3 @@ class MultimodalGPT(nn.Module):
             x = self.token(token)[:, None]  # (B, 1, D)
             start = stop
         return torch.stack(tokens, 1)
-
-
-def make_optimizers(model, lr):
-    """Muon (Jordan et al. 2024) for all matrices that mix features, AdamW for everything else."""
-    matrices, rest = [], []
-    for name, p in model.named_parameters():
-        embedding = "token" in name or "position" in name
-        group = matrices if p.dim() == 2 and not embedding else rest
-        group.append(p)
-    return [
-        torch.optim.Muon(matrices[::2], lr, weight_decay=0),  # two, to run side by side
-        torch.optim.Muon(matrices[1::2], lr, weight_decay=0),
-        torch.optim.AdamW(rest, 0.3 * lr, betas=(0.9, 0.95), weight_decay=0, fused=True),
-    ]
-
-
-def pick_device(name=None):
-    """A torch.device: the named one, or the best there is."""
-    device = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    try:
-        return torch.ones(1, device=device).device
-    except (RuntimeError, AssertionError) as error:  # torch raises either, depending on the device
-        raise SystemExit(f"--device {name}: not on this machine ({error!r:.100})")
-
-
-def autocast(device):
-    """bfloat16 where the hardware is faster in it: GPUs, and CPUs with AVX512-BF16."""
-    fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
-
-
-def save(path, content):
-    """torch.save, but `path` is at every moment the whole old or the whole new file."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(content, temporary)
-    temporary.replace(path)
-
-
-def answer(model, dataset, batch_size=256):
-    """Let a model answer all prompts of a `data.Dataset`, greedily -> list of texts."""
-    device = model.token.weight.device
-    longest = max([8, *(len(wanted) for _, wanted in dataset.rows)])  # 8 show a wrong one
-    texts = []
-    for start in range(0, len(dataset.rows), batch_size):
-        rows = range(start, len(dataset.rows))[:batch_size]
-        batch = dataset.batch(rows, device, prompts_only=True)
-        with autocast(device):
-            new = model.generate(**batch, max_new_tokens=longest, end=EOS_ID)
-        texts += [dataset.tokenizer.decode(row) for row in new.tolist()]
-    return texts

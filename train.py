@@ -8,80 +8,125 @@ fine-tuning) and metrics.jsonl. `torchrun --nproc_per_node=N train.py` uses N pr
 """
 import json
 import os
+import sys
 import time
 import zipfile
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from random import Random
-from statistics import fmean
+from statistics import median
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from data import Dataset, make_world, read_folder
+from data import EOS_ID, Dataset, Tokenizer, digest, make_world, read_folder
 from mma import KINDS
-from model import (PATCH, Config, MultimodalGPT, Tokenizer, answer, autocast, make_optimizers,
-                   pick_device, save)
+from model import PATCH, Config, MultimodalGPT
 
-LOG_EVERY = 25  # steps between two losses in the log; the run is saved only there
-EVAL_EVERY = 100  # steps between two validations
+LOG_EVERY = 25  # steps from one line of the log to the next; a run is saved only at such a step
+EVAL_EVERY = 100  # steps from one validation to the next
 VAL_SCENES = 128
 VAL_TEXTS = 1500  # of a validation, at most
 RANK = int(os.environ.get("RANK", 0))  # under torchrun: the number of this process
-WORLD = int(os.environ.get("WORLD_SIZE", 1))  # and how many there are
+PROCESSES = int(os.environ.get("WORLD_SIZE", 1))  # and how many there are
 WARMUP = 20  # steps in which the learning rate rises
 COOLDOWN = 0.3  # last share of a stage, in which it falls to 0
-SIZES = ("width", "heads", "layers", "vit_layers", "image_size")
-NUMBERS = {  # option: (default, meaning)
-    "--seed": (0, "of the weights, the questions and the batches"),
-    "--width": (128, "width of the ViT and of the decoder"),
-    "--heads": (4, "attention heads"),
-    "--layers": (4, "blocks of the decoder"),
-    "--vit-layers": (3, "blocks of the ViT"),
-    "--image-size": (64, "pixels a side of a picture"),
-    "--scenes": (20_000, "training scenes of the picture world"),
-    "--batch-size": (64, "pictures in a batch; sft: a quarter"),
-    "--questions": (8, "questions about each picture of a batch"),
-    "--pretrain-steps": (900, "steps of the first stage"),
-    "--sft-steps": (700, "steps of the second stage"),
-    "--pretrain-lr": (0.02, "highest rate of Muon in pretrain"),
-    "--sft-lr": (0.02, "highest rate of Muon in sft"),
-    "--save-every": (60.0, "seconds between two checkpoints"),
+SIZES = [field.name for field in fields(Config)][1:]  # all but that of the vocabulary
+OPTIONS = {  # name: (default, meaning)
+    "attention": ("mma", "mask of fine-tuning"),
+    "order": ("image-first", "of picture and question in a row"),
+    "data": (None, "folder of your own pictures, in place of the picture world"),
+    "pretrained": (None, "fine-tune this pretrained.pt, in its sizes"),
+    "resume": (None, "go on with this interrupted run, with its options"),
+    "name": (None, "folder under runs/, in place of ATTENTION-seedSEED"),
+    "device": (None, "cpu, cuda, mps, ... in place of the best there is"),
+    "preset": ("tiny", "base: sizes for a GPU"),
+    "train-vit": (False, "train the ViT in fine-tuning, too"),
+    "seed": (0, "of the weights, the questions and the batches"),
+    "width": (Config.width, "width of the ViT and of the decoder"),
+    "heads": (Config.heads, "attention heads"),
+    "layers": (Config.layers, "blocks of the decoder"),
+    "vit-layers": (Config.vit_layers, "blocks of the ViT"),
+    "image-size": (Config.image_size, "pixels a side of a picture"),
+    "context": (Config.context, "longest row in tokens, image tokens included"),
+    "scenes": (20_000, "training scenes of the picture world"),
+    "batch-size": (64, "pictures in a batch of pretrain; sft takes a quarter of them"),
+    "questions": (8, "questions about each picture of a batch"),
+    "pretrain-steps": (900, "steps of the first stage"),
+    "sft-steps": (700, "steps of the second stage"),
+    "pretrain-lr": (0.02, "highest learning rate of Muon in pretrain"),
+    "sft-lr": (0.02, "highest learning rate of Muon in sft"),
+    "save-every": (60.0, "seconds from one checkpoint to the next"),
 }
-BASE = dict(width=512, heads=8, layers=8, vit_layers=6, image_size=128, batch_size=128,
-            pretrain_steps=2000, sft_steps=1500)  # the numbers of --preset base
+PRESETS = {"tiny": {}, "base": dict(
+    width=512, heads=8, layers=8, vit_layers=6, image_size=128, batch_size=128,
+    pretrain_steps=2000, sft_steps=1500)}
+CHOICES = {"attention": KINDS, "order": ("image-first", "text-first"), "preset": PRESETS}
 
 
-def parse(arguments=None):
+def parse(words=None):
     """The command line, or a list of its words -> a namespace of options."""
-    parser = ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    add = parser.add_argument
-    add("--attention", choices=KINDS, default="mma", help="mask of fine-tuning (default: mma)")
-    add("--order", choices=("image-first", "text-first"), default="image-first",
-        help="of picture and question in a row (default: image-first)")
-    add("--data", metavar="FOLDER", help="your own pictures (default: the picture world)")
-    add("--pretrained", metavar="FILE", help="fine-tune this pretrained.pt, in its sizes")
-    add("--resume", metavar="RUN", help="go on with an interrupted run; takes no other option")
-    add("--name", help="folder under runs/ (default: ATTENTION-seedSEED)")
-    add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
-    add("--preset", choices=("tiny", "base"), default="tiny", help="base: sizes for a GPU")
-    add("--train-vit", action="store_true", help="train the ViT in fine-tuning, too")
-    for name, (default, meaning) in NUMBERS.items():
-        add(name, type=type(default), default=default, help=meaning + " (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    if options.resume and options != parser.parse_args(["--resume", options.resume]):
-        parser.error("--resume takes no other option: a run goes on with those it was started with")
-    if options.preset == "base":
-        parser.set_defaults(**BASE)
-        options = parser.parse_args(arguments)
-    if min(options.scenes, options.batch_size, options.questions) < 1:
-        parser.error("--scenes, --batch-size and --questions must be at least 1")
-    if options.width % options.heads or options.image_size % PATCH:
-        parser.error(f"--width must be a multiple of --heads, and --image-size of {PATCH}")
+    parser = ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False,
+                            argument_default=SUPPRESS)
+    for name, (default, meaning) in OPTIONS.items():
+        if default is False:
+            parser.add_argument(f"--{name}", action="store_true", help=meaning)
+        else:
+            parser.add_argument(f"--{name}", type=str if default is None else type(default),
+                                choices=CHOICES.get(name), help=f"{meaning} (default: {default})")
+    given = vars(parser.parse_args(words))
+    defaults = {name.replace("-", "_"): default for name, (default, _) in OPTIONS.items()}
+    options = defaults | PRESETS[given.get("preset", "tiny")] | given
+    if "resume" in given and given.keys() - {"resume", "device", "data"}:
+        parser.error("--resume takes only --device and --data, where these have moved")
+    if "pretrained" in given and given.keys() & {*SIZES, "preset", "pretrain_steps"}:
+        parser.error("--pretrained: the sizes are those of the file, and its pre-training is done")
+    for name, default in defaults.items():
+        least = 0 if name == "seed" or "steps" in name or type(default) is float else 1
+        if type(default) in (int, float) and not least <= options[name] < 2 ** 31:
+            parser.error(f"--{name.replace('_', '-')} must be from {least} to 2 ** 31")
+    options = Namespace(**options)
+    if options.width % options.heads or options.width < 4 * options.heads:
+        parser.error("--width must be a multiple of --heads, and at least 4 times as large")
+    if options.image_size % PATCH:
+        parser.error(f"--image-size must be a multiple of {PATCH}")
     return options
+
+
+def pick_device(name=None):
+    """A torch.device: the named one, or the best there is."""
+    device = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    try:
+        return torch.ones(1, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch raises either, depending on the device
+        raise SystemExit(f"--device {name}: not on this machine ({error!r:.100})")
+
+
+def autocast(device):
+    """bfloat16 where the hardware is faster in it: GPUs, and CPUs with AVX512-BF16."""
+    fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
+def make_optimizers(model, lr):
+    """Muon (Jordan et al. 2024) for all matrices that mix features, AdamW for everything else."""
+    matrices, rest = [], []
+    for name, p in model.named_parameters():
+        embedding = "token" in name or "position" in name
+        group = matrices if p.dim() == 2 and not embedding else rest
+        group.append(p)
+    return [
+        torch.optim.Muon(matrices[::2], lr, weight_decay=0),  # two, to run side by side
+        torch.optim.Muon(matrices[1::2], lr, weight_decay=0),
+        torch.optim.AdamW(rest, 0.3 * lr, betas=(0.9, 0.95), weight_decay=0, fused=True),
+    ]
 
 
 def load(path, device="cpu", model_class=MultimodalGPT):
@@ -89,9 +134,7 @@ def load(path, device="cpu", model_class=MultimodalGPT):
 
     weights_only: the file runs no code. SystemExit, with one line, if it is damaged.
     """
-    path = Path(path)
-    if path.is_dir():
-        path /= "model.pt"
+    path = Path(path, "model.pt") if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise SystemExit(f"{path}: no such checkpoint; `python train.py` makes one")
     try:
@@ -99,31 +142,44 @@ def load(path, device="cpu", model_class=MultimodalGPT):
             raise ValueError("wrong checksum")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         tokenizer = Tokenizer(checkpoint["words"])
-        config = checkpoint["config"] | {"vocab_size": len(tokenizer.pieces)}
-        with torch.device("meta"):  # takes no memory: the weights come from the file
-            model = model_class(Config(**config))
-        attention = checkpoint["options"]["attention"]
-        if attention not in KINDS:
-            raise ValueError("unknown attention")
-        if checkpoint["stage"] == "sft":  # else it is causal
-            model.attention = attention
-        model.load_state_dict(checkpoint["weights"], assign=True)
+        config = Config(**checkpoint["config"] | {"vocab_size": len(tokenizer.pieces)})
+        attention = KINDS[KINDS.index(checkpoint["attention"])]
+        weights = dict(checkpoint["weights"])
     except Exception as error:  # damaged files raise nearly every kind there is
-        raise SystemExit(f"{path}: damaged, or no checkpoint of this model ({error!r:.200})")
+        raise SystemExit(f"{path}: damaged, or no checkpoint ({error!r:.200})")
+    with torch.device("meta"):  # takes no memory: the weights come from the file
+        model = model_class(config, attention)
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise SystemExit(f"{path}: damaged, or of another model ({error!r:.200})")
     return model.to(device).eval(), tokenizer, checkpoint
 
 
+def answer(model, dataset, batch_size=256):
+    """Let a model answer all prompts of a `data.Dataset`, greedily -> list of texts."""
+    device = model.token.weight.device
+    longest = max([8, *(len(ids) for _, ids in dataset.rows)])  # a wrong answer is cut off there
+    texts = []
+    for start in range(0, len(dataset.rows), batch_size):
+        indices = range(start, len(dataset.rows))[:batch_size]
+        batch = dataset.batch(indices, device, prompts_only=True)
+        with autocast(device):
+            new = model.generate(**batch, max_new_tokens=longest, end=EOS_ID)
+        texts += [dataset.tokenizer.decode(ids) for ids in new.tolist()]
+    return texts
+
+
 def accuracy_by_kind(examples, answers):
-    """-> dict of question kind -> share of answers that are exactly right."""
-    right = {}
-    for example, given in zip(examples, answers):
-        right.setdefault(example.kind, []).append(given == example.answer)
-    return {kind: fmean(found) for kind, found in right.items()}
+    """How often answers are exactly right -> (dict of question kind -> share, kind -> number)."""
+    asked = Counter(example.kind for example in examples)
+    right = Counter(e.kind for e, text in zip(examples, answers) if text == e.answer)
+    return {kind: right[kind] / asked[kind] for kind in asked}, dict(asked)
 
 
 def percents(shares):
-    """dict of name -> share, as text: "exist 97.5  color 88.0"."""
-    texts = [f"{name} {100 * share:.1f}" for name, share in shares.items()]
+    """Shares of 1 in percent, and numbers as they are: "exist 97.5  color 88.0  n 250"."""
+    texts = [f"{name} {x if type(x) is int else f'{100 * x:.1f}'}" for name, x in shares.items()]
     return "  ".join(texts)
 
 
@@ -131,43 +187,62 @@ class Trainer:
     """One run: model, data, and where it stands. `train` goes on from there to the end."""
     model_class, dataset_class = MultimodalGPT, Dataset  # a subclass may name others
 
-    def __init__(self, options, folder, model, tokenizer, splits):
-        """splits: the two `data.Split`s to train and to validate on."""
+    def __init__(self, options, folder, model, tokenizer, parts):
+        """parts: the two `data.Part`s to train and to validate on."""
         self.options = options
         self.folder = Path(folder)
-        self.splits = splits
         self.device = pick_device(options.device)
         self.model = model.to(self.device)
         self.tokenizer = tokenizer
+        self.parts = parts
+        self.digests = [digest(part) for part in parts]
+        if PROCESSES > 1:
+            digests = [None] * PROCESSES
+            dist.all_gather_object(digests, self.digests)
+            if digests.count(self.digests) < PROCESSES:
+                raise SystemExit("the processes do not have the same data")
+        self.trained_on = [*parts[0].hashes]
         self.log = []
-        # On a CPU two halves of a batch side by side are faster than operations on all cores.
-        # Not more than two: then it does not matter to the sum which of them ends first.
-        self.threads = 2 if self.device.type == "cpu" and WORLD == 1 else 1
+        # Both stages' data at once: what is wrong with them is said before the first step.
+        first = "captions" if parts[0].captions else "questions"  # one can learn to see from both
+        self.data_of = {"pretrain": self.datasets(first), "sft": self.datasets("questions")}
+        # On a CPU two halves of a batch side by side are faster than operations on all cores:
+        # 1.3 times in pretrain and 1.6 times in sft, on two cores of an EPYC. No more than two,
+        # because then it does not matter to the sum which of them ends first.
+        self.threads = 2 if self.device.type == "cpu" and PROCESSES == 1 else 1
         cores = max(1, torch.get_num_threads() // self.threads)  # of each thread
         self.pool = ThreadPoolExecutor(self.threads, "half", torch.set_num_threads, [cores])
+
+    def datasets(self, texts):
+        """"captions" or "questions" -> all to train on, and some of those that are held out."""
+        train, held_out = (getattr(part, texts) for part in self.parts)
+        held_out = Random(0).sample(held_out, min(VAL_TEXTS, len(held_out)))
+        shared = self.tokenizer, self.model.config, self.options.order
+        return [self.dataset_class(examples, part.images, *shared)
+                for examples, part in zip((train, held_out), self.parts)]
 
     def begin(self, stage):
         """The start of a stage: its data, its mask, fresh optimizers."""
         options = self.options
-        train, val = self.splits
         self.stage, self.step = stage, 0
+        self.data, self.val = self.data_of[stage]
+        # Pictures of a batch, and rows about each of them.
+        self.batch_shape = max(1, options.batch_size // 4), options.questions
         if stage == "pretrain":
             self.steps, rate = options.pretrain_steps, options.pretrain_lr
-            self.batch_shape = options.batch_size, 1  # pictures, and rows about each
-            examples, held_out = train.captions, val.captions
             self.model.attention = "causal"
+            if self.parts[0].captions:
+                self.batch_shape = options.batch_size, 1
         else:
             self.steps, rate = options.sft_steps, options.sft_lr
-            self.batch_shape = max(1, options.batch_size // 4), options.questions
-            examples, held_out = train.questions, val.questions
             self.model.attention = options.attention
-        shared = self.tokenizer, self.model.config, options.order
-        self.data = self.dataset_class(examples, train.images, *shared)
-        held_out = Random(0).sample(held_out, min(VAL_TEXTS, len(held_out)))
-        self.val = self.dataset_class(held_out, val.images, *shared)
         # Short answers are a noisy signal that would undo what captions taught the ViT.
         self.model.vit.requires_grad_(stage == "pretrain" or options.train_vit)
         self.optimizers = make_optimizers(self.model, rate)
+        if RANK == 0:
+            lengths = [len(prompt + answer) for prompt, answer in self.data.rows]
+            print(f"{stage}: {len(lengths):,} rows of {median(lengths or [0]):.0f} tokens about "
+                  f"{len(self.data.rows_of):,} pictures")
 
     def train(self):
         """Both stages, from where the run stands to the end."""
@@ -177,8 +252,8 @@ class Trainer:
             self.save()
         self.run_stage("model.pt")
 
-    def run_stage(self, result):
-        """The steps that are left of the stage. A run is saved only where its log is written."""
+    def run_stage(self, name):
+        """The steps that are left of the stage; then its checkpoint `name`."""
         losses, saved = [], time.monotonic()
         self.bar = tqdm(total=self.steps, initial=self.step, desc=self.stage, disable=RANK > 0)
         while self.step < self.steps:
@@ -189,10 +264,10 @@ class Trainer:
                 self.write_log(losses)
                 losses = []
                 if time.monotonic() - saved >= self.options.save_every:
-                    self.save()
+                    self.save()  # here alone, so that a resumed run has the same lines in its log
                     saved = time.monotonic()
         self.bar.close()
-        self.save(result, finished=True)
+        self.save(name, finished=True)
 
     def train_step(self):
         """One batch, one update; returns the loss as a tensor."""
@@ -201,9 +276,8 @@ class Trainer:
         loss = self.backward(indices)
         rising = (self.step + 1) / WARMUP
         falling = (1 - self.step / self.steps) / COOLDOWN
-        factor = min(1, rising, falling)
         for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] = factor * optimizer.defaults["lr"]
+            optimizer.param_groups[0]["lr"] = min(1, rising, falling) * optimizer.defaults["lr"]
         list(self.pool.map(lambda optimizer: optimizer.step(), self.optimizers))
         self.model.zero_grad()
         return loss
@@ -214,14 +288,15 @@ class Trainer:
         tokens = self.data.generated_tokens(indices)
 
         def backward_some(rows):
-            loss = self.loss(self.data, rows) * (self.data.generated_tokens(rows) / tokens)
+            share = self.data.generated_tokens(rows) / tokens  # 0 if there is no row for a process
+            loss = self.loss(self.data, rows if len(rows) else indices[:1]) * share
             loss.backward()
             return loss.detach()
 
-        mine = np.array_split(indices, WORLD)[RANK]
-        parts = np.array_split(mine, min(self.threads, len(mine)))
+        mine = np.array_split(indices, PROCESSES)[RANK]
+        parts = np.array_split(mine, max(1, min(self.threads, len(mine))))
         loss = sum(self.pool.map(backward_some, parts))
-        if WORLD > 1:
+        if PROCESSES > 1:
             gradients = [p.grad for p in self.model.parameters() if p.requires_grad]
             for tensor in (loss, *gradients):
                 dist.all_reduce(tensor)
@@ -229,94 +304,114 @@ class Trainer:
 
     def loss(self, dataset, indices):
         with autocast(self.device):
-            return self.model(**dataset.batch(indices, self.device), with_loss=True)[1]
+            return self.model.loss(**dataset.batch(indices, self.device))
 
     def write_log(self, losses):
         """Add a line to the log, which is part of the checkpoint; metrics.jsonl is a copy of it."""
-        loss = torch.stack(losses).mean()
-        if not loss.isfinite():
+        loss = torch.stack(losses).mean().item()
+        if not np.isfinite(loss):
             raise SystemExit(f"the loss is {loss} at step {self.step}: lower --{self.stage}-lr")
         if RANK > 0:
             return
-        loss = loss.item()
         self.bar.set_postfix(loss=f"{loss:.3f}")
         line = {"stage": self.stage, "step": self.step, "loss": loss}
-        if self.step % EVAL_EVERY == 0 or self.step == self.steps:
+        if self.val.rows and (self.step % EVAL_EVERY == 0 or self.step == self.steps):
             line |= self.evaluate()
         self.log.append(line)
         lines = [json.dumps(line) + "\n" for line in self.log]
         (self.folder / "metrics.jsonl").write_text("".join(lines))
 
     def evaluate(self):
-        """Show and return the loss of held-out captions, or the accuracy of each question kind."""
-        if self.stage == "pretrain" and self.val.rows:
-            rows = range(len(self.val.rows))[:VAL_SCENES]
+        """Show and return the loss of held-out texts, or the accuracy of each question kind."""
+        if self.stage == "pretrain":
             with torch.no_grad():
-                loss = self.loss(self.val, rows).item()
-            self.bar.write(f"pretrain {self.step}: loss of held-out captions {loss:.3f}")
+                loss = self.loss(self.val, range(len(self.val.rows))[:VAL_SCENES]).item()
+            self.bar.write(f"pretrain {self.step}: loss of held-out texts {loss:.3f}")
             return {"val_loss": loss}
-        accuracy = accuracy_by_kind(self.val.examples, answer(self.model, self.val))
-        self.bar.write(f"{self.stage} {self.step}: {percents(accuracy)}")
-        return {"accuracy": accuracy}
+        accuracy, asked = accuracy_by_kind(self.val.examples, answer(self.model, self.val))
+        self.bar.write(f"sft {self.step}: {percents(accuracy)} (of {percents(asked)})")
+        return {"accuracy": accuracy, "n": asked}
 
     def save(self, name="model.pt", finished=False):
         """Write a checkpoint; an unfinished one carries all that is needed to go on."""
         if RANK > 0:
             return
-        optimizers = [] if finished else self.optimizers
-        save(self.folder / name, {
+        content = {
             "config": vars(self.model.config), "words": self.tokenizer.words,
-            "weights": self.model.state_dict(), "options": vars(self.options),
-            "finished": finished, "stage": self.stage, "step": self.step,
-            "log": self.log, "optimizers": [o.state_dict() for o in optimizers]})
+            "attention": self.model.attention, "weights": self.model.state_dict(),
+            "options": vars(self.options), "finished": finished, "stage": self.stage,
+            "step": self.step, "log": self.log, "data": self.digests,
+            "trained_on": self.trained_on,
+            "optimizers": [o.state_dict() for o in self.optimizers if not finished]}
+        # The file `name` is at every moment the whole old or the whole new one.
+        with open(self.folder / "model.tmp", "wb") as file:
+            torch.save(content, file)
+        Path(file.name).replace(self.folder / name)
 
 
-def load_splits(options):
-    """The two `data.Split`s to train and to validate on."""
+def load_parts(options):
+    """The two `data.Part`s to train and to validate on."""
     if options.data:
         return read_folder(options.data, options.image_size, options.seed)
     train = make_world("train", options.scenes, options.seed, options.image_size)
-    return train, make_world("val", VAL_SCENES, 0, options.image_size)
+    return [train, make_world("val", VAL_SCENES, 0, options.image_size)]
 
 
-def start(options, splits=None, trainer_class=Trainer):
-    """A Trainer for a new run. splits: in place of those that the options name."""
+def start(options, parts=None, trainer_class=Trainer):
+    """A Trainer for a new run. parts: in place of those that the options name."""
     folder = Path("runs", options.name or f"{options.attention}-seed{options.seed}")
+    leftover = folder.exists()  # of a run that ended before its first checkpoint
+    taken = f"{folder} exists: give another --name, or go on with --resume {folder}"
     if (folder / "model.pt").exists() and RANK == 0:
-        raise SystemExit(f"{folder} exists: give another --name, or go on with --resume {folder}")
+        raise SystemExit(taken)
     if options.pretrained:
-        model, tokenizer, _ = load(options.pretrained, model_class=trainer_class.model_class)
+        model, tokenizer, checkpoint = load(options.pretrained, "cpu", trainer_class.model_class)
+        if checkpoint["stage"] != "pretrain" or not checkpoint["finished"]:
+            raise SystemExit(f"{options.pretrained}: no finished pre-training (a pretrained.pt)")
         options.pretrain_steps = 0
         for name in SIZES:
             setattr(options, name, getattr(model.config, name))
-    train, val = splits or load_splits(options)
-    if not train.captions:  # and no questions, which would be captions
+    train, val = parts or load_parts(options)
+    if not train.captions + train.questions:
         raise SystemExit(f"{options.data}: no captions, no questions, nothing to train on")
     if not train.questions:
         print("no questions: no fine-tuning")
         options.sft_steps = 0
     if not options.pretrained:
-        texts = []
-        for example in train.captions + train.questions:
-            texts += [example.prompt or "", example.answer]
-        tokenizer = Tokenizer.build(texts)
+        examples = train.captions + train.questions
+        tokenizer = Tokenizer.build(t for e in examples for t in (e.prompt or "", e.answer))
         sizes = {name: getattr(options, name) for name in SIZES}
         torch.manual_seed(options.seed)
         model = trainer_class.model_class(Config(len(tokenizer.pieces), **sizes))
     trainer = trainer_class(options, folder, model, tokenizer, (train, val))
+    if options.pretrained:
+        trainer.trained_on += checkpoint["trained_on"]
     trainer.begin("pretrain" if options.pretrain_steps else "sft")
-    folder.mkdir(parents=True, exist_ok=True)
-    trainer.save()  # from now on there is something to resume
+    if RANK == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=leftover)
+            if (folder / "model.pt").exists():  # of a run that was started meanwhile
+                raise SystemExit(taken)
+            trainer.save()  # from now on there is something to resume
+        except OSError as error:
+            raise SystemExit(f"{folder} cannot be written ({error}): give another --name")
     return trainer
 
 
-def resume(folder, splits=None, trainer_class=Trainer):
-    """A Trainer for a run that was interrupted, as it was when it was saved; see `start`."""
-    model, tokenizer, checkpoint = load(Path(folder, "model.pt"), "cpu", trainer_class.model_class)
-    options = Namespace(**checkpoint["options"])
-    trainer = trainer_class(options, folder, model, tokenizer, splits or load_splits(options))
+def resume(path, parts=None, trainer_class=Trainer, **moved):
+    """A Trainer for a run that was interrupted, as it was when it was saved; see `start`.
+
+    moved: a new `device`, or a new place of the `data`.
+    """
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    model, tokenizer, checkpoint = load(folder / "model.pt", "cpu", trainer_class.model_class)
+    options = Namespace(**checkpoint["options"] | moved)
+    trainer = trainer_class(options, folder, model, tokenizer, parts or load_parts(options))
+    if trainer.digests != checkpoint["data"]:
+        raise SystemExit(f"{folder}: its data ({options.data or 'picture world'}) have changed")
     trainer.begin(checkpoint["stage"])
     trainer.step, trainer.log = checkpoint["step"], checkpoint["log"]
+    trainer.trained_on = checkpoint["trained_on"]
     for optimizer, state in zip(trainer.optimizers, checkpoint["optimizers"]):
         optimizer.load_state_dict(state)
     return trainer
@@ -324,19 +419,31 @@ def resume(folder, splits=None, trainer_class=Trainer):
 
 def main():
     """The command line."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # no name of a file ends a run
+    if not hasattr(torch.optim, "Muon"):
+        raise SystemExit(f"torch {torch.__version__} is too old: 2.9 or newer is wanted")
     options = parse()
-    if WORLD > 1:
+    if PROCESSES > 1:
         if pick_device(options.device).type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group()
-    trainer = resume(options.resume) if options.resume else start(options)
+    if options.resume:
+        moved = {name: vars(options)[name] for name in ("device", "data") if vars(options)[name]}
+        trainer = resume(options.resume, **moved)
+    else:
+        trainer = start(options)
+    if RANK == 0:
+        print(f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters on "
+              f"{trainer.device}; a picture is {trainer.model.config.image_tokens} image tokens")
     try:
         trainer.train()
     except KeyboardInterrupt:
         raise SystemExit(f"interrupted; to go on: python train.py --resume {trainer.folder}")
+    except OSError as error:
+        raise SystemExit(f"{trainer.folder} cannot be written ({error})")
     if RANK == 0:
         print(f"next: python eval_pope.py {trainer.folder}", flush=True)
-    if WORLD > 1:
+    if PROCESSES > 1:
         os._exit(0)  # threads of torch that still hold a tensor would abort a normal end
 
 

@@ -1,163 +1,90 @@
-"""One mask beside another: rows of settings, from the same pre-trained start, seed by seed.
+"""Masks side by side: rows x seeds, the rows of a seed from one pre-trained start.
 
-    python -m extras.compare --search --rows causal mma --seeds 100 101   the rate of each row
-    python -m extras.compare --rows causal mma --seeds 0 1 2              at that rate
-    python -m extras.compare --seeds 0 -- --sft-steps 1800    options after -- go to train.py
-    python -m extras.compare --seeds 0 --mix one-way          other captions, see variants.py
-    python -m extras.compare --table                          the tables of all finished runs
+    python -m extras.compare default                               the table of an experiment
+    python -m extras.compare mine --rows causal mma --seeds 0 1    train what is not in it yet
+    python -m extras.compare half --seeds 0 1 -- --sft-steps 350   options after -- go to train.py
+    python -m extras.compare mine --seeds 100 101 --validate --rates 0.01 0.02 0.03
 
-Each seed is pre-trained once, and its rows are fine-tuned from there on the same data. The search
-tries learning rates of fine-tuning on validation scenes; then each row is trained at the one that
-was best for it, and asked about test scenes. Runs lie in runs/compare-ROW-seedSEED-RATE-DIGEST; a
-finished one adds a line to results/runs.jsonl. Stop at any time: the same command skips it.
+An experiment is a file: each finished run adds a line to results/NAME.jsonl, and its checkpoints
+lie in runs/NAME/. Stop at any time: the same command goes on. For other options take another NAME.
+The last command finds a rate: it asks about validation scenes and writes results/NAME-rates.jsonl.
 """
 import json
-import re
+import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import defaultdict, namedtuple
-from hashlib import sha256
 from itertools import product
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 from subprocess import getoutput
 
 import torch
 
 import train
-from data import (FIRST_SEED, NO_YES, OBJECTS, Example, exist_question, make_scene, make_world,
-                  read_lines)
-from eval_pope import SPLITS, ask, ask_own
-from extras.tables import best_rate, paired_table, short_table, tables
-from extras.variants import CCA, DOT, MIXES, Scrambled, instructed
-from model import pick_device
+from data import make_world, read_folder, read_lines
+from eval_pope import SPLITS, ask_own
+from extras.figures import table
+from extras.variants import CCA, OneWay
 
-RUNS = Path("results/runs.jsonl")
-PARTS = {"search": "val", "test": "test"}  # split of a line -> scenes that are asked about
-SCENES = 1000  # POPE asks about 500 of them
-OWN = {"--attention", "--order", "--seed", "--name", "--pretrained"}  # not for the user to set
-SFT_ONLY = ("attention", "order", "questions", "sft_steps", "sft_lr", "train_vit")
-
-
-def ask_world(run, part, dataset_class):
-    """-> the figures of a run about its own data, of the picture world with those of `existence`.
-
-    part: "val" or "test".
-    """
-    figures = ask_own(run, SCENES, part, dataset_class)
-    pope = {split: figures[split] for split in SPLITS if split in figures}
-    figures |= {split: pope[split]["accuracy"] for split in pope}
-    figures["yes_ratio"] = {split: pope[split]["yes_ratio"] for split in pope}
-    own_data = run[2]["options"]["data"]
-    return figures if own_data else figures | existence(run, part, dataset_class)
-
-
-# options: of train.py. data: its name. splits: makes it from parsed options. trainer: of
-# fine-tuning. start: the Trainer of pre-training; rows with the same one share it. ask: see above.
-# mix: names of MIXES that change the data, one after the other.
-Row = namedtuple("Row", "options data splits trainer start ask mix", defaults=(
-    [], "world", train.load_splits, train.Trainer, train.Trainer, ask_world, ()))
+# options: words for train.py. rate: the learning rate of fine-tuning that was best for POPE on
+# validation scenes. trainer: of both stages; rows with the same one share their pre-training.
+Row = namedtuple("Row", "options rate trainer", defaults=(train.Trainer,))
+CAUSAL, MMA = ["--attention", "causal"], ["--attention", "mma"]
 ROWS = {
-    "causal": Row(["--attention", "causal"]),
-    "text-first": Row(["--attention", "causal", "--order", "text-first"]),
-    "image": Row(["--attention", "image"]),
-    "prefix": Row(["--attention", "prefix"]),
-    "mma": Row(["--attention", "mma"]),
-    "scrambled": Row(["--attention", "mma"], trainer=Scrambled),
-    "dot": Row(["--attention", "causal"], splits=instructed, trainer=DOT, start=DOT),
-    "cca": Row(["--attention", "causal"], trainer=CCA, start=CCA),
+    "causal": Row(CAUSAL, 0.05),
+    "image": Row(["--attention", "image"], 0.03),
+    "prefix": Row(["--attention", "prefix"], 0.03),
+    "mma": Row(MMA, 0.02),
+    "text-first": Row([*CAUSAL, "--order", "text-first"], 0.04),
+    "cca": Row(CAUSAL, 0.02, CCA),
+    "causal-one-way": Row(CAUSAL, 0.04, OneWay),
+    "mma-one-way": Row(MMA, 0.03, OneWay),
 }
+FIGURES = ("adversarial", "exist", "exist_color", "all questions")
+HOW = ("In %: median of the seeds (lowest to highest). k/n: ahead of the first row in k of n pairs "
+       "of runs with the same seed.")
+SCENES = 1000  # that are asked about; POPE takes 500 of them
 
 
-def settings(row, options):
-    """What a Row and the command line change, as in a line of the results; see tables.DEFAULTS."""
-    run = train.parse([*row.options, *options.train])
-    given = vars(train.parse(options.train)).items() - vars(train.parse([])).items()
-    elsewhere = ("data", "seed", "sft_lr", "sft_steps", "name", "device", "save_every")
-    return {"steps": run.sft_steps, "mix": " ".join(row.mix) or "default",
-            "data": Path(run.data).name if run.data else row.data,
-            "options": {key: value for key, value in sorted(given) if key not in elsewhere}}
-
-
-def trained(name, options, row):
-    """Train a run, or finish it, or find it finished -> its folder.
-
-    It is named by a digest of all options: another option or default is another run.
-    """
-    told = repr([sorted(vars(options).items()), row.data, row.mix])
-    words = re.sub(r"[^\w.]+", "-", f"compare-{name}")
-    options.name = f"{words}-{sha256(told.encode()).hexdigest()[:8]}"
-    folder = Path("runs", options.name)
-    begun, started = (folder / "model.pt").exists(), time.monotonic()
-    if begun and train.load(folder, model_class=row.trainer.model_class)[2]["finished"]:
-        return folder
-    splits = row.splits(options)
-    for mix in row.mix:
-        splits = [MIXES[mix](split) for split in splits]
-    if begun:
-        train.resume(folder, splits, row.trainer).train()
+def ask_world(run, name, dataset_class):
+    """What is asked of a run about pictures, see `compare`."""
+    options, size = run[2]["options"], run[0].config.image_size
+    if options["data"]:
+        [part] = read_folder(options["data"], size, options["seed"], [name])
     else:
-        train.start(options, splits, row.trainer).train()
-        (folder / "seconds").write_text(f"{time.monotonic() - started:.0f}")
+        part = make_world(name, SCENES, 0, size)
+    figures = ask_own(run, part, dataset_class)
+    pope = {split: figures[split]["accuracy"] for split in SPLITS if split in figures}
+    return pope | {"kinds": figures["kinds"], "accuracy": figures["accuracy"]}
+
+
+def trained(options, parts, trainer):
+    """Train a run, or finish it, or find it finished -> its folder. Arguments: see `measured`."""
+    folder = Path("runs", options.name)
+    if not (folder / "model.pt").exists():
+        train.start(options, parts(options), trainer).train()
+    elif not train.load(folder, "cpu", trainer.model_class)[2]["finished"]:
+        train.resume(folder, parts(options), trainer).train()
     return folder
 
 
-def fine_tuned(name, options, row):
-    """Pre-train a seed unless that is done, and fine-tune it -> folders of the two stages."""
-    default = vars(train.parse([]))
-    start = vars(options) | {key: default[key] for key in SFT_ONLY} | {"sft_steps": 0}
-    pretrained = trained(f"pretrained-{row.start.__name__}-seed{options.seed}",
-                         Namespace(**start), row._replace(trainer=row.start))
-    options.pretrained = str(pretrained / "model.pt")
-    return pretrained, trained(f"{name}-seed{options.seed}-{options.sft_lr}", options, row)
+def measured(options, trainer, parts, ask, scenes):
+    """Train a run, from the pre-training of its seed and Trainer, and ask it -> its line.
 
-
-def take_off(curve, least=0.6):
-    """The first validation from which accuracy stays above `least` -> its step, or None."""
-    low = max((step for step, accuracy in curve if accuracy <= least), default=0)
-    return next((step for step, _ in curve if step > low), None)
-
-
-def all_objects(part, n):
-    """Questions for every object in n scenes: yields Examples whose kind is (object, Scene)."""
-    for i in range(n):
-        scene = make_scene(FIRST_SEED[part] + i)
-        present = {o.name for o in scene.objects}
-        for name in OBJECTS:
-            yield Example(i, exist_question(name), NO_YES[name in present], (name, scene))
-
-
-def existence(run, part, dataset_class):
-    """Ask for all objects of the picture world in half of the scenes -> two dicts.
-
-    false_yes: on how many of ten training scenes of its theme an object is -> share of "yes" where
-    it is not. by_objects: number of objects in the scene -> accuracy, as if half were there.
+    options: of train.py. parts, ask: see `compare`. scenes: "val" or "test".
     """
-    shown, false_yes, right = defaultdict(list), defaultdict(list), defaultdict(list)
-    for example in all_objects("train", 5000):
-        name, scene = example.kind
-        shown[name, scene.theme].append(example.answer == "yes")
-    images = make_world(part, SCENES // 2, 0, run[0].config.image_size).images
-    examples = list(all_objects(part, len(images)))
-    for example, text in zip(examples, ask(run, images, examples, dataset_class)):
-        name, scene = example.kind
-        right[len(scene.objects), example.answer].append(text == example.answer)
-        if example.answer == "no":
-            false_yes[round(10 * fmean(shown[name, scene.theme]))].append(text == "yes")
-    numbers = sorted({number for number, _ in right})
-    return {"false_yes": {key: fmean(false_yes[key]) for key in sorted(false_yes)},
-            "by_objects": {n: fmean(fmean(right[n, label]) for label in NO_YES) for n in numbers}}
-
-
-def measured(folder, device, part, row):
-    """Ask a finished run -> the figures of its line in the results. part: "val" or "test"."""
-    run = train.load(folder, device, row.trainer.model_class)
-    curves = defaultdict(list)  # question kind -> list of [step, accuracy on held-out pictures]
-    for line in run[2]["log"]:
-        for kind, accuracy in line.get("accuracy", {}).items():
-            curves[kind].append([line["step"], round(accuracy, 4)])
-    return {**row.ask(run, part, row.trainer.dataset_class),
-            "take_off": take_off(curves.get("exist", [])), "curves": curves}
+    version, device = commit(), train.pick_device(options.device)
+    name = Path(options.name).with_name(f"pretrained-{trainer.__name__}-seed{options.seed}")
+    first = vars(options) | {"name": str(name), "order": "image-first", "sft_steps": 0}
+    start = trained(Namespace(**first), parts, trainer)
+    options.pretrained = str(start / "pretrained.pt")
+    began = time.monotonic()
+    folder = trained(options, parts, trainer)
+    seconds = round(time.monotonic() - began)  # of fine-tuning
+    run = train.load(folder, device, trainer.model_class)
+    figures = ask(run, scenes, trainer.dataset_class)
+    return figures | {"seconds": seconds, "commit": version, "machine": machine(device)}
 
 
 def commit():
@@ -173,85 +100,85 @@ def machine(device):
     return f"{name}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}"
 
 
-def recorded(path):
-    """The lines of all finished runs."""
-    return [line for _, line in read_lines(path)] if path.exists() else []
+def summary(lines, figures=FIGURES):
+    """Lines of results/NAME.jsonl -> Markdown: a table with a row per (row, rate), and its key.
+
+    figures: splits of POPE, kinds of question and "all questions"; unknown ones are left out.
+    """
+    runs, rows = defaultdict(dict), []  # (row, rate) -> seed -> figure -> percent
+    for line in lines:
+        shares = {**line, **line["kinds"], "all questions": line["accuracy"]}
+        percents = {figure: 100 * shares[figure] for figure in figures if figure in shares}
+        runs[line["row"], line["rate"]][line["seed"]] = percents
+    first = next(iter(runs.values()))
+    for (name, rate), found in runs.items():
+        cells = {"row": name, "rate": str(rate), "seeds": str(len(found))}
+        pairs = [(found[seed], first[seed]) for seed in found if seed in first]
+        for figure in percents:
+            values = sorted(run[figure] for run in found.values())
+            ahead = sum(run[figure] > other[figure] for run, other in pairs)
+            against = f" {ahead}/{len(pairs)}" if found is not first else ""
+            cells[figure] = f"{median(values):.1f} ({values[0]:.1f} to {values[-1]:.1f}){against}"
+        rows.append(cells)
+    origins = {f"Commit {line['commit']}, {line['machine']}.": None for line in lines}
+    return "\n\n".join([HOW, table(rows), *origins])
 
 
-def queue(rows, options, path, split="test"):
-    """Train and ask what has no line in `path` yet. rows: of name, Row, and learning rate."""
-    done, version = recorded(path), commit()
-    for seed, (name, row, rate) in product(options.seeds, rows):
-        run = train.parse([*row.options, "--sft-lr", str(rate), *options.train])
-        run.seed = seed
-        line = {"row": name, "seed": seed, "learning_rate": run.sft_lr, "split": split,
-                **settings(row, options)}
-        if any(line.items() <= other.items() for other in done):
-            continue
-        print(f"\n{name}, seed {seed}", flush=True)
-        folders, device = fine_tuned(name, run, row), pick_device(run.device)
-        line |= measured(folders[-1], device, PARTS[split], row)
-        if all((folder / "seconds").exists() for folder in folders):  # never interrupted
-            line["seconds"] = [int((folder / "seconds").read_text()) for folder in folders]
-        line |= {"commit": version, "machine": machine(device)}
-        with open(path, "a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def search(name, row, options, path):
-    """Try learning rates for a row, going on while the last one at either end is the best."""
-    rates = options.search or [0.01, 0.02, 0.03, 0.04]
-    while True:
-        queue([(name, row, rate) for rate in rates], options, path, "search")
-        best = best_rate(name, recorded(path), **settings(row, options))
-        if best == rates[-1]:
-            rates = [*rates, round(best + 0.01, 3)]
-        elif best == rates[0]:
-            rates = [best / 2, *rates]
-        else:
-            return
-
-
-def arguments(description, rows):
-    """A parser of the command line for some rows."""
-    parser = ArgumentParser(description=description)
+def arguments(rows, description):
+    """The command line as a namespace; `train` is what stands after --."""
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--rows", nargs="+", choices=rows, default=rows, help="default: all")
-    add("--seeds", nargs="+", type=int, default=[0], help="default: 0")
-    add("--mix", nargs="+", choices=MIXES, default=[], help="other captions or fewer questions")
-    add("--search", nargs="*", type=float, metavar="RATE",
-        help="search the rate of each row, from these (default: 0.01 to 0.04)")
-    add("--table", action="store_true", help="print the tables, train nothing")
-    add("train", nargs="*", help="after --: options of train.py")
-    return parser
+    add("name", help="of the experiment: its lines are in results/NAME.jsonl")
+    add("--seeds", nargs="+", type=int, default=[], help="to train (default: none)")
+    add("--rows", nargs="+", choices=rows, metavar="ROW",
+        help=f"{', '.join(rows)} (default: train causal and mma, print all)")
+    add("--rates", nargs="+", type=float, metavar="RATE",
+        help="of fine-tuning (default: train at those of the rows, print all)")
+    add("--validate", action="store_true", help="ask about validation scenes, to find a rate")
+    words = [*sys.argv[1:], "--"]
+    end = words.index("--")
+    options = parser.parse_args(words[:end])
+    options.train = words[end + 1:-1]
+    return options
 
 
-def compare(options, rows, path, like=None):
-    """Do what the command line asks -> the lines of all runs in the file `path`."""
-    lines, chosen = recorded(path), []
-    if clash := OWN & {word.split("=")[0] for word in options.train}:
-        raise SystemExit(f"{' '.join(sorted(clash))}: set for each run; don't give it after --")
-    if options.table:
-        return lines
-    for name in options.rows:
-        row = rows[name]._replace(mix=options.mix)
-        if options.search is None:
-            rate = best_rate(name, lines, like=like, **settings(row, options))
-            chosen.append((name, row, rate))
-        else:
-            search(name, row, options, path)
-    queue(chosen, options, path)
-    return recorded(path)
+def compare(rows, ask, description, parts=train.load_parts, figures=FIGURES):
+    """The command line of experiments: train what has no line yet, then print the table.
+
+    rows: name -> Row. ask: function of (a run as `train.load` returns it, "val" or "test", a
+    dataset class) -> dict of `kinds` (kind of question -> share), `accuracy` (of all questions)
+    and, where there is POPE, the accuracies `random`, `popular` and `adversarial`. parts: function
+    of options -> the two `data.Part`s to train and to validate on. figures: columns of the table.
+    """
+    options = arguments(rows, description)
+    scenes, ending = ("val", "-rates") if options.validate else ("test", "")
+    path = Path(f"results/{options.name}{ending}.jsonl")
+    path.parent.mkdir(exist_ok=True)
+    lines = [line for _, line in read_lines(path)] if path.exists() else []
+    for seed, row in product(options.seeds, options.rows or ("causal", "mma")):
+        for rate in options.rates or [rows[row].rate]:
+            line = {"row": row, "seed": seed, "rate": rate}
+            if any(line.items() <= other.items() for other in lines):
+                continue
+            print(f"\n{row} at {rate}, seed {seed}", flush=True)
+            own = f"--seed {seed} --sft-lr {rate} --name {options.name}/{row}-{rate}-seed{seed}"
+            given = train.parse([*rows[row].options, *options.train, *own.split()])
+            line |= measured(given, rows[row].trainer, parts, ask, scenes)
+            lines.append(line)
+            with open(path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+    if options.rows:
+        lines = [line for line in lines if line["row"] in options.rows]
+    if options.rates:
+        lines = [line for line in lines if line["rate"] in options.rates]
+    if not lines:
+        raise SystemExit(f"{path}: no such run yet; --seeds 0 trains some")
+    print(summary(lines, figures))
 
 
 def main():
     """The command line."""
-    lines = compare(arguments(__doc__.split("\n")[0], ROWS).parse_args(), ROWS, RUNS)
-    print(tables(lines, ROWS))
-    for mix in sorted({run["mix"] for run in lines}):
-        if pairs := paired_table(lines, mix=mix):
-            print(f"\nmix {mix}\n\n{pairs}")
-    print(f"\n{short_table(lines)}")
+    compare(ROWS, ask_world, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,140 +1,149 @@
-"""Where MMA works: change the mask of a trained model layer by layer, and see what it answers.
+"""Where MMA works: in some layers, show the image tokens of a trained model another question.
 
-    python -m extras.intervene runs/mma-*    asks these runs, and ends with the table of all
-    python -m extras.intervene --table       the table of all runs that were asked
+    python -m extras.intervene runs/mma-*
 
-The answers' shares go to results/interventions.jsonl, the picture of them to results/layers.png.
-
-Nothing is trained; validation scenes are asked about. There are two interventions on the edges
-image -> question, each in some of the layers:
-
-closed   The image tokens do not see the question there, as under causal attention. For runs with
-         the question before the picture, too.
-swapped  There are two questions A and B about a picture. The text sees B alone, and so do the image
-         tokens, but in these layers they see A instead. Whose answer is given?
+There are two questions A and B about a picture, such as "What color is the cup?" and "What color
+is the fish?". The text sees B alone. Image tokens see B as well, but A in its place in some layers.
+Which question is answered? It prints a table per run and draws the means in results/layers.png.
 """
-import json
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from itertools import product
-from pathlib import Path
+from collections import defaultdict
 from random import Random
+from textwrap import fill
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
-from data import (FIRST_SEED, NO_YES, OBJECTS, Dataset, Example, draw, exist_question, make_scene,
-                  read_lines, unambiguous)
+from data import (FIRST_SEED, NO_YES, OBJECTS, Dataset, Example, Part, draw, exist_question,
+                  make_scene, unambiguous)
 from eval_pope import ask
-from extras.figures import COLORS, INK, PAPER, font, write
-from extras.tables import percents, table
-from extras.variants import Intervened, TwoQuestions
-from train import accuracy_by_kind, load
+from extras.figures import COLORS, INK, PAPER, font, table, write
+from mma import IMAGE, PAD, TEXT, attention_mask
+from model import MultimodalGPT
+from train import load, pick_device
 
-LINES = Path("results/interventions.jsonl")
-KINDS = {  # of the questions, with an example
-    "exist": "Is there a fish?", "exist_color": "Is there a red fish?",
-    "color": "What color is the fish?", "where": "Where is the fish?",
-    "where_color": "Where is the red fish?", "what": "What is at top-left?"}
-SCENES = 500
+OTHER = 2  # the modality of the tokens of question A
+KINDS = {"exist": "Is there a fish?", "exist_color": "Is there a red fish?",  # with an example
+         "color": "What color is the fish?", "where": "Where is the fish?",
+         "where_color": "Where is the red fish?", "what": "What is at top-left?"}
+SCENES = 500  # of validation
 NEITHER = (215, 215, 215)
 
 
+class Intervened(MultimodalGPT):
+    """A model whose image tokens see question A in some layers, and question B in all others."""
+    swapped = ()  # the layers in which they see A; the first is 0
+
+    def mask(self, modality, generated):
+        """A mask for each layer, (layers, B, 1, T, T) bool; the tokens of A are OTHER."""
+        a = modality == OTHER
+        b = (modality == TEXT) & (a.cumsum(1) > 0)  # all text from question B on
+        seen = attention_mask(modality.where(~a, TEXT), generated, self.attention)
+        seen &= ~(b[:, :, None] & a[:, None, :])[:, None]  # the text never sees A
+        image = (modality == IMAGE)[:, None, :, None]
+        hidden = [b if layer in self.swapped else a for layer in range(len(self.blocks))]
+        return torch.stack([seen & ~(image & h[:, None, None, :]) for h in hidden])
+
+    def decode(self, x, mask, caches=None):
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask[i], None if caches is None else caches[i])
+        return x
+
+    def positions(self, modality):
+        """(B, T): A and B begin at the same position, as if each stood alone."""
+        a = modality == OTHER
+        alone = super().positions(modality.where(~a, PAD))
+        return super().positions(modality).where(a, alone)
+
+
+class TwoQuestions(Dataset):
+    """Examples with a pair (A, B) as prompt and as answer. A stands before B, as OTHER."""
+
+    def layout(self, example):
+        return super().layout(example._replace(prompt="".join(example.prompt),
+                                               answer=example.answer[1]))
+
+    def batch(self, indices, device="cpu", prompts_only=False):
+        batch = super().batch(indices, device, prompts_only)
+        for row, i in zip(batch["modality"], indices):
+            start = row.tolist().index(IMAGE) + self.config.image_tokens
+            length = len(self.tokenizer.encode(self.examples[i].prompt[0]))
+            row[start:start + length] = OTHER
+        return batch
+
+
 def pairs_of_questions(scenes):
-    """Yields (A, B): Examples of one kind, about one scene, with different answers."""
+    """Yields pairs of questions of one kind about a scene, with different answers, as Examples."""
     rng = Random(0)
     for i, scene in enumerate(scenes):
         names = [o.name for o in scene.objects]
         exist = [(exist_question(name), NO_YES[name in names]) for name in OBJECTS]
         for kind, asked in {"exist": exist, **unambiguous(scene)}.items():
-            examples = [Example(i, *pair, kind) for pair in asked]
-            wanted = rng.choice(sorted({e.answer for e in examples} or [""]))
-            own = [e for e in examples if e.answer == wanted]
-            others = [e for e in examples if e.answer != wanted]
+            answer = rng.choice(sorted({answer for _, answer in asked} or [""]))
+            own = [pair for pair in asked if pair[1] == answer]
+            others = [pair for pair in asked if pair[1] != answer]
             if own and others:
-                yield rng.choice(own), rng.choice(others)
+                yield Example(i, *zip(rng.choice(own), rng.choice(others)), kind)
 
 
 def ask_run(path):
-    """Yields the lines of a trained run; kinds: the shares of A's answer and of B's answer."""
-    run = model, _, checkpoint = load(path, model_class=Intervened)
+    """A run -> dict: which layers see A -> dict: kind -> shares of A's and of B's answer."""
+    run = model, _, checkpoint = load(path, pick_device(), Intervened)
     options = checkpoint["options"]
-    row = options["attention"] if options["order"] == "image-first" else options["order"]
+    if options["data"] or (model.attention, options["order"]) != ("mma", "image-first"):
+        raise SystemExit(f"{path}: not fine-tuned in the picture world under mma, picture first")
     scenes = [make_scene(FIRST_SEED["val"] + i) for i in range(SCENES)]
     images = np.stack([draw(scene, model.config.image_size) for scene in scenes])
-    pairs = list(pairs_of_questions(scenes))
-    changes = ("closed", "swapped") if row == "mma" else ("closed",)
-    all_layers = list(range(model.config.layers))
-    some = [*([layer] for layer in all_layers), all_layers[1:], all_layers]
-    for change, layers in [("closed", []), *product(changes, some)]:
-        model.closed = model.swapped = []
-        setattr(model, change, layers)
-        examples, dataset_class = [b for _, b in pairs], Dataset
-        if change == "swapped":
-            examples = [b._replace(prompt=a.prompt + b.prompt) for a, b in pairs]
-            dataset_class = TwoQuestions
-        answers = ask(run, images, examples, dataset_class)
-        of_a, of_b = (accuracy_by_kind(asked, answers) for asked in zip(*pairs))
-        kinds = {kind: [round(of_a[kind], 4), round(of_b[kind], 4)] for kind in KINDS}
-        yield {"run": Path(path).name, "row": row, "seed": options["seed"], "change": change,
-               "layers": layers, "kinds": kinds}
+    part = Part(images, [], list(pairs_of_questions(scenes)), [])
+    layers = range(model.config.layers)
+    found = {}
+    for name, model.swapped in (("no layer", []), ("layer 1", [0]), ("layers 2 and on", layers[1:]),
+                                ("all layers", layers)):
+        right = defaultdict(list)
+        for pair, text in ask(run, part, TwoQuestions):
+            right[pair.kind].append([text == answer for answer in pair.answer])
+        found[name] = {kind: np.mean(right[kind], axis=0) for kind in KINDS}
+    return found
 
 
-def layer_table(lines):
-    """Markdown: shares of the answers in percent, every run. Layers count from 1."""
-    groups, rows = {}, []
-    for line in lines:
-        layers = " ".join(str(layer + 1) for layer in line["layers"]) or "none"
-        groups.setdefault((line["row"], line["change"], layers), []).append(line)
-    for (name, change, layers), runs in groups.items():
-        answers = {"right": 1} if change == "closed" else {"A": 0, "B": 1}
-        for whose, i in answers.items():
-            row = {"row": name, "change": change, "in layers": layers, "answer": whose}
-            rows.append(row | {k: percents(run["kinds"][k][i] for run in runs) for k in KINDS})
-    return table(rows)
-
-
-def draw_layers(lines):
-    """Runs of four layers, swapped in layer 1 and in all others: whose question is answered?"""
-    picture = Image.new("RGB", (1120, 720), PAPER)
+def draw_layers(runs):
+    """An example, and below it the means over runs, as `ask_run` returns them: a Pillow picture."""
+    picture = Image.new("RGB", (1120, 420), PAPER)
     pen = ImageDraw.Draw(picture)
-    title = "The text sees question B, image tokens A in some layers. Whose question is answered?"
-    pen.text((20, 16), title, INK, font(24))
-    swapped = [line for line in lines if line["change"] == "swapped"]
-    for left, layers, title in ((260, [0], "A in layer 1 alone"),
-                                (700, [1, 2, 3], "A in layers 2 3 4")):
-        runs = [line for line in swapped if line["layers"] == layers]
-        pen.text((left, 66), title, INK, font(20))
-        for y, (kind, example) in zip(range(104, 644, 90), KINDS.items()):
-            pen.text((246, y + 36), example, INK, font(18), anchor="rm")
-            for i, run in enumerate(runs):  # a bar each
-                top = y + 72 * i / len(runs)
-                bottom = y + 72 * (i + 1) / len(runs) - 2
-                a, b = run["kinds"][kind]
-                for share, color in ((1, NEITHER), (a + b, COLORS[1]), (a, COLORS[0])):
-                    if share > 0:
-                        pen.rectangle((left, top, left + 400 * share, bottom), color)
-    seeds = ", ".join(str(run["seed"]) for run in runs)
-    pen.text((1100, 677), f"a bar each, from the top: seeds {seeds}", INK, font(20), anchor="rm")
-    for x, color, text in ((260, COLORS[0], "A"), (330, COLORS[1], "B"), (400, NEITHER, "neither")):
-        pen.rectangle((x, 668, x + 18, 686), color)
-        pen.text((x + 28, 677), text, INK, font(20), anchor="lm")
+    scene = make_scene(FIRST_SEED["val"] + 1)
+    picture.paste(Image.fromarray(draw(scene, 160)), (20, 20))
+    pen.text((220, 14), "Two questions about a picture: which one is answered?", INK, font(28))
+    pair = next(pair for pair in pairs_of_questions([scene]) if pair.kind == "color")
+    lines = (f"A (only image tokens see it): {pair.prompt[0]} {pair.answer[0]}",
+             f"B (the text sees it): {pair.prompt[1]} {pair.answer[1]}",
+             f"Bars: share of answers to A, to B, to neither; mean of {len(runs)} runs")
+    for y, line, color in zip((64, 100, 136), lines, (*COLORS, INK)):
+        pen.text((220, y), line, color, font(20))
+    for x, (kind, example) in zip(range(220, 1100, 148), KINDS.items()):
+        pen.text((x, 200), fill(example, 14), INK, font(18))
+        for y, layers in ((254, "layer 1"), (334, "layers 2 and on")):
+            a, b = np.mean([run[layers][kind] for run in runs], axis=0)
+            for share, color in ((1, NEITHER), (a + b, COLORS[1]), (a, COLORS[0])):
+                picture.paste(color, (x, y, x + round(136 * share), y + 56))
+    pen.text((20, 260), "A in layer 1,\nB in all others", INK, font(18))
+    pen.text((20, 340), "B in layer 1,\nA in all others", INK, font(18))
     return picture
 
 
 def main():
     """The command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", help="runs of --attention mma or --order text-first")
-    parser.add_argument("--table", action="store_true", help="ask nothing")
-    options = parser.parse_args()
-    lines = [line for _, line in read_lines(LINES)] if LINES.exists() else []
-    for path in [] if options.table else options.runs:
-        lines = [line for line in lines if line["run"] != Path(path).name]  # asked anew
-        lines += ask_run(path)
-        lines.sort(key=lambda line: line["seed"])
-        LINES.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    print(layer_table(lines))
-    write(draw_layers(lines), "results/layers.png")
+    parser.add_argument("runs", nargs="+", help="runs of --attention mma in the picture world")
+    found = []
+    for path in parser.parse_args().runs:
+        found.append(ask_run(path))
+        rows = []
+        for layers, shares in found[-1].items():
+            cells = {kind: "{:.0%} {:.0%}".format(*shares[kind]) for kind in KINDS}
+            rows.append({"A in": layers, **cells})
+        print(f"\n{path}: share of answers to A, and to B\n\n{table(rows)}")
+    write(draw_layers(found), "results/layers.png")
 
 
 if __name__ == "__main__":

@@ -1,54 +1,143 @@
-"""A third modality, sound beside the picture: what adding a modality takes. Read after `clips.py`.
+"""A third modality, sound beside the picture: what adding a modality takes.
 
-    python -m extras.sound --search --rows causal mma --seeds 100   the learning rates
-    python -m extras.sound --seeds 0 1 2           masks side by side, from one start a seed
-    python -m extras.sound --table                 the tables of all finished runs
-    python -m extras.sound --picture CAUSAL MMA    clips with the answers of two runs
+    python -m extras.sound sound                                   print the table of results/
+    python -m extras.sound mine --rows causal mma --seeds 0 1      as in compare.py
+    python -m extras.sound --picture CAUSAL MMA                    draw clips with two runs' answers
 
-A sound becomes 16 tokens, one for each frame of its spectrogram, through a linear projector of its
-own. A finished run adds a line to results/sound.jsonl. A modality of your own takes five steps:
+A clip is a picture of two to eight objects, and a sound. Every kind of object has its own sound;
+a clip plays one to three, some of objects in the picture and some of others. The sound becomes 16
+tokens, one per frame of its spectrogram. A modality of your own takes the same five steps:
 
 1. An id for `modality` (2, 3, ...), and as the placeholder a token id that is in no text.
-2. `Split.images` holds the pictures and your data. Take yours out in `Dataset.__init__`, and put
+2. `Part.images` holds the pictures and your data. Take yours out in `Dataset.__init__`, and put
    the placeholders into the row in `Dataset.layout`.
 3. `Dataset.batch`: set the modality of the placeholders, and add your data to `images`, which
    `embed` gets as it is.
 4. `MultimodalGPT.embed`: project your data, and put the tokens where the modality is yours.
-5. A `Trainer` that names both classes, and splits whose captions and questions speak of both:
-   `train.start(train.parse([...]), splits, YourTrainer).train()`. `train.load` and `train.resume`
-   take the classes, too.
+5. A `Trainer` that names both classes, and Parts whose captions and questions speak of both:
+   `train.start(train.parse(), parts, YourTrainer).train()`. `train.load` takes the model class.
 """
-from pathlib import Path
-from statistics import mean
+import sys
+from collections import namedtuple
+from functools import cache
+from random import Random
 
 import numpy as np
 import torch
 import torch.nn as nn
 from PIL import Image, ImageDraw, ImageOps
 
-from data import FIRST_SEED, SIZE, Dataset, draw
+from data import (FIRST_SEED, IMAGE_ID, NO_YES, OBJECTS, SIZE, SPECIALS, Dataset, Example, Part,
+                  caption, draw, make_scene)
 from eval_pope import ask
-from extras.clips import (BANDS, FRAMES, Senses, alone_splits, make_clip, make_clips,
-                          sound_splits)
-from extras.compare import Row, arguments, compare
+from extras.compare import Row, compare
 from extras.figures import COLORS, GREEN, INK, PAPER, RED, font, write
-from extras.tables import paired_table, tables
 from mma import IMAGE
-from model import IMAGE_ID, SPECIALS, MultimodalGPT
-from train import Trainer, accuracy_by_kind, load
+from model import MultimodalGPT
+from train import VAL_SCENES, Trainer, accuracy_by_kind, load
 
 SOUND = 2  # the modality
 SOUND_ID = len(SPECIALS) + 255  # stands where a sound goes: the byte 255 is in no UTF-8 text
-LINES = Path("results/sound.jsonl")
+RATE, FRAMES, FRAME, BANDS = 4000, 16, 256, 32  # samples per second; frames; samples of a frame
 CLIPS = 1000  # that are asked about
-DRAWN = (1, 12, 18, 21)  # test questions of four kinds, about four clips
-FIGURES = "hear", "in image", "color", "where", "silent", "all questions"
-OPTIONS = "--batch-size 96 --pretrain-steps 800 --sft-steps 1600".split()
+DRAWN = 1, 12, 18, 21  # test questions of four kinds, about four clips
+Clip = namedtuple("Clip", "seed scene heard")  # heard: names of objects, ordered as OBJECTS
+Senses = namedtuple("Senses", "images sounds")  # (N, size, size, 3) uint8, (N, 16, 32) float32
 
+
+# Clips: what is in the data.
+
+def make_clip(seed):
+    """The Clip of an integer seed. What is heard and not seen is usual on this background, too."""
+    rng, scene = Random(f"sound {seed}"), make_scene(seed)
+    shown = scene.objects[:rng.randint(2, len(scene.objects) - 1)]
+    names = list(dict.fromkeys(o.name for o in shown))
+    others = []
+    while len(others) < 2:
+        other = make_scene(rng.random())
+        if other.theme == scene.theme:
+            others = list(dict.fromkeys(o.name for o in other.objects if o.name not in names))
+    seen, unseen = rng.choice(((1, 0), (2, 0), (0, 1), (0, 2), (1, 1), (1, 1), (1, 2), (2, 1)))
+    heard = rng.sample(names, min(seen, len(names))) + rng.sample(others, unseen)
+    return Clip(seed, scene._replace(objects=shown), sorted(heard, key=OBJECTS.index))
+
+
+def play(name, rng):
+    """The sound of an object, (samples,): two tones that are struck one to four times."""
+    tone, strokes = divmod(OBJECTS.index(name), 4)
+    seconds = np.arange(FRAMES * FRAME) / RATE
+    pitch = 200 * 2 ** (tone * 2 / 3) * rng.uniform(0.97, 1.03)  # Hz
+    interval = (1.25, 1.5, 1.75, 2)[strokes]
+    tones = np.sin(2 * np.pi * pitch * seconds) + np.sin(2 * np.pi * pitch * interval * seconds)
+    beat = 1 / (strokes + 1)
+    since = (seconds + rng.uniform(0, beat)) % beat  # seconds since the last stroke
+    return rng.uniform(0.3, 1) * np.exp(-6 * since) * tones
+
+
+def waveform(clip):
+    """What a Clip plays, (samples,)."""
+    rng = np.random.default_rng(clip.seed)
+    sounds = [play(name, rng) for name in clip.heard]
+    return sum(sounds) + rng.normal(0, rng.uniform(0.01, 0.1), FRAMES * FRAME)
+
+
+def spectrogram(samples):
+    """-> (FRAMES, BANDS) float32: the logarithm of the power in bands of 62.5 Hz."""
+    frames = samples.reshape(FRAMES, FRAME) * np.hanning(FRAME)
+    power = np.abs(np.fft.rfft(frames)) ** 2  # (16, 129)
+    bands = power[:, 1:].reshape(FRAMES, BANDS, -1).sum(2)
+    return (np.log(1 + bands) / 4 - 1).astype(np.float32)
+
+
+def described(clip):
+    """What is heard, then what is seen: "You hear cup, red fish left. You see top blue key"."""
+    heard = []
+    for name in clip.heard:
+        seen = [f"{o.color} {name} {o.place}" for o in clip.scene.objects if o.name == name]
+        heard.append(" and ".join(seen) or name)
+    return f"You hear {', '.join(heard)}. You see {caption(clip.scene)}."
+
+
+def questions_about(clip):
+    """Yields (question, answer, kind): what has one right answer in a Clip."""
+    objects, heard = clip.scene.objects, clip.heard
+    names = [o.name for o in objects]
+    both = [name for name in heard if name in names]
+    silent = sorted(set(names) - set(heard))
+    yield "What do you hear?", ", ".join(heard), "hear"
+    if len(both) in (0, len(heard)):
+        yield "Is what you hear in the image?", NO_YES[bool(both)], "in image"
+    if len(both) == 1 and names.count(both[0]) == 1:
+        o = objects[names.index(both[0])]
+        yield "What color is the thing that you hear?", o.color, "color"
+        yield "Where is the thing that you hear?", o.place, "where"
+    if both and len(silent) == 1:
+        yield "Which thing in the image is silent?", silent[0], "silent"
+
+
+@cache
+def make_clips(name, n, size):
+    """The first n clips of "train", "val" or "test" as a Part; its images are Senses."""
+    clips = [make_clip(FIRST_SEED[name] + i) for i in range(n)]
+    images = np.stack([draw(clip.scene, size) for clip in clips])
+    sounds = np.stack([spectrogram(waveform(clip)) for clip in clips])
+    part = Part(Senses(images, sounds), [], [], [])
+    for i, clip in enumerate(clips):
+        part.captions.append(Example(i, None, described(clip), "caption"))
+        part.questions.extend(Example(i, *question) for question in questions_about(clip))
+    return part
+
+
+def sound_parts(options):
+    """The Parts to train and to validate on."""
+    numbers = {"train": options.scenes, "val": VAL_SCENES}
+    return [make_clips(name, n, options.image_size) for name, n in numbers.items()]
+
+
+# The third modality: the five steps.
 
 class SoundDataset(Dataset):
-    """Rows with at most one picture and one sound. The images are Senses."""
-    sound_first = False
+    """Rows with one picture and one sound after it. The images are Senses."""
 
     def __init__(self, examples, senses, *rest):
         self.sounds = senses.sounds
@@ -56,35 +145,29 @@ class SoundDataset(Dataset):
 
     def layout(self, example):
         prompt, answer = super().layout(example)
-        start = prompt.index(IMAGE_ID)
-        stop = start + self.config.image_tokens
-        picture, sound = prompt[start:stop], [SOUND_ID] * FRAMES
-        both = sound + picture if self.sound_first else picture + sound
-        alone = {"picture alone": picture, "sound alone": sound, "text alone": []}
-        return prompt[:start] + alone.get(example.kind, both) + prompt[stop:], answer
+        stop = prompt.index(IMAGE_ID) + self.config.image_tokens
+        return prompt[:stop] + [SOUND_ID] * FRAMES + prompt[stop:], answer
 
     def batch(self, indices, device="cpu", prompts_only=False):
-        """As in data.py, but images and image_index are Senses: what there is, and whose it is."""
+        """As in data.py, but the images are Senses."""
         batch = super().batch(indices, device, prompts_only)
-        modality, index = batch["modality"], batch["image_index"]
-        modality[batch["ids"] == SOUND_ID] = SOUND
-        clips = sorted({self.examples[i].picture for i in indices})
+        batch["modality"][batch["ids"] == SOUND_ID] = SOUND
+        clips = sorted({self.examples[i].picture for i in indices})  # each once, as the pictures
         batch["images"] = Senses(batch["images"], torch.from_numpy(self.sounds[clips]).to(device))
-        batch["image_index"] = Senses(*(index[(modality == m).any(1)] for m in (IMAGE, SOUND)))
         return batch
 
 
 class SoundGPT(MultimodalGPT):
-    """The model with a projector for sounds. Takes Senses in place of images and their index."""
+    """The model with a projector for sounds. Takes Senses in place of images."""
 
     def __init__(self, config, attention="causal"):
         super().__init__(config, attention)
         self.sound_projector = nn.Linear(BANDS, config.width)
 
     def embed(self, images, ids, modality, image_index=None):
-        x = super().embed(images.images, ids, modality, image_index.images)
-        sound_tokens = self.sound_projector(images.sounds)[image_index.sounds]  # (M, 16, D)
-        x[modality == SOUND] = sound_tokens.flatten(0, 1).to(x.dtype)
+        x = super().embed(images.images, ids, modality, image_index)
+        sound_tokens = self.sound_projector(images.sounds)[image_index]  # (B, FRAMES, D)
+        x[modality == SOUND] = sound_tokens.flatten(0, -2).to(x.dtype)
         return x
 
 
@@ -93,82 +176,59 @@ class Sound(Trainer):
     model_class, dataset_class = SoundGPT, SoundDataset
 
 
-# Two more rows of the comparison, and the command line.
-
-class SoundFirst(Sound):
-    """Both stages with the sound before the picture."""
-    class dataset_class(SoundDataset):
-        sound_first = True
-
-
 class TextEdges(Sound):
     """mma with the edges to text alone: pictures and sounds are to each other as under causal."""
     class model_class(SoundGPT):
-        def mask(self, modality, generated, layer):
-            return super().mask(modality.clamp(max=IMAGE), generated, layer)
+        def mask(self, modality, generated):
+            return super().mask(modality.clamp(max=IMAGE), generated)
 
 
-def ask_clips(run, part, dataset_class):
-    """-> the figures of a run for its line in the results."""
-    split = make_clips(part, CLIPS, run[0].config.image_size)
-    answers = ask(run, split.images, split.questions, dataset_class)
-    right = mean(text == example.answer for text, example in zip(answers, split.questions))
-    return {"kinds": accuracy_by_kind(split.questions, answers), "accuracy": right}
+WORDS = "--batch-size 96 --pretrain-steps 800 --sft-steps 1600 --attention".split()
+ROWS = {name: Row([*WORDS, name], 0.005, Sound) for name in ("causal", "image", "prefix")}
+ROWS |= {"mma": Row([*WORDS, "mma"], 0.01, Sound),
+         "mma-edges-to-text": Row([*WORDS, "mma"], 0.01, TextEdges)}
+FIGURES = ("hear", "in image", "color", "where", "silent", "all questions")
 
 
-def row(attention, trainer=Sound, start=Sound):
-    """A Row of compare.py."""
-    options = ["--attention", attention, *OPTIONS]
-    return Row(options, "sound", sound_splits, trainer, start, ask_clips)
+def ask_clips(run, name, dataset_class):
+    """The figures of a run for its line in the results. name: "val" or "test"."""
+    part = make_clips(name, CLIPS, run[0].config.image_size)
+    given = ask(run, part, dataset_class)
+    right = np.mean([text == example.answer for example, text in given])
+    return {"kinds": accuracy_by_kind(*zip(*given))[0], "accuracy": float(right)}
 
 
-ROWS = {
-    "causal": row("causal"),
-    "causal, sound first": row("causal", SoundFirst, SoundFirst),
-    "image": row("image"),
-    "prefix": row("prefix"),
-    "mma": row("mma"),
-    "mma, edges to text": row("mma", TextEdges),
-    "mma, some parts alone": row("mma")._replace(data="alone", splits=alone_splits),
-}
-
-
-def draw_clips(runs):
-    """A picture of test clips with a question each, and the answers of runs."""
-    split = make_clips("test", 8, SIZE)
-    examples = [split.questions[i] for i in DRAWN]
-    answers = {}
-    for name, run in runs.items():
-        answers[name] = ask(run, split.images, examples, SoundDataset)
-    picture = Image.new("RGB", (20 + 300 * len(examples), 540), PAPER)
+def draw_clips(part, answers):
+    """The DRAWN questions with their clips. answers: mask -> what a run answers to them."""
+    picture = Image.new("RGB", (340 * len(DRAWN), 570), PAPER)
     pen = ImageDraw.Draw(picture)
-    for i, example in enumerate(examples):
-        x, clip = 20 + 300 * i, make_clip(FIRST_SEED["test"] + example.picture)
+    for i, example in enumerate(part.questions[j] for j in DRAWN):
+        x, clip = 64 + 340 * i, make_clip(FIRST_SEED["test"] + example.picture)
         picture.paste(Image.fromarray(draw(clip.scene, 256)), (x, 20))
-        levels = split.images.sounds[example.picture].T[::-1]  # low tones below
-        gray = np.uint8(127 * (1 + levels.clip(-1, 1)))
-        heard = Image.fromarray(gray).resize((256, 128), Image.NEAREST)
-        picture.paste(ImageOps.colorize(heard, PAPER, INK, mid=COLORS[1]), (x, 286))
-        pen.text((x, 422), f"plays: {', '.join(clip.heard)}", INK, font(15))
-        pen.text((x, 448), example.prompt, INK, font(15))
-        for j, (name, texts) in enumerate(answers.items()):
-            color = GREEN if texts[i] == example.answer else RED
-            pen.text((x, 474 + 26 * j), f"{name}: {texts[i]}", color, font(15))
+        levels = part.images.sounds[example.picture].T[::-1]  # low tones below
+        gray = Image.fromarray(np.uint8(127 * (1 + levels.clip(-1, 1))))
+        heard = ImageOps.colorize(gray, PAPER, INK, mid=COLORS[1])
+        picture.paste(heard.resize((256, 128), Image.NEAREST), (x, 290))
+        for tick in (0, 1, 2):  # of the three on each axis
+            pen.text((x - 6, 418 - 64 * tick), f"{1000 * tick} Hz", INK, font(13), anchor="rm")
+            pen.text((x + 125 * tick, 424), f"{tick / 2:g} s", INK, font(13), anchor="ma")
+        lines = [(f"plays: {', '.join(clip.heard)}", INK), (example.prompt, INK)]
+        for mask, texts in answers.items():
+            lines.append((f"{mask}: {texts[i]}", GREEN if texts[i] == example.answer else RED))
+        for j, (text, color) in enumerate(lines):
+            pen.text((x, 448 + 26 * j), text, color, font(15))
     return picture
 
 
 def main():
     """The command line."""
-    parser = arguments(__doc__.split("\n")[0], ROWS)
-    parser.add_argument("--picture", nargs=2, metavar=("CAUSAL", "MMA"),
-                        help="draw clips with the answers of two runs")
-    options = parser.parse_args()
-    if options.picture:
-        runs = [load(path, model_class=SoundGPT) for path in options.picture]
-        write(draw_clips({run[0].attention: run for run in runs}), "results/sound.png")
-    else:
-        lines = compare(options, ROWS, LINES, like="causal")
-        print(f"{tables(lines, ROWS)}\n\n{paired_table(lines, FIGURES, data='sound')}")
+    if sys.argv[1:2] != ["--picture"]:
+        return compare(ROWS, ask_clips, __doc__, sound_parts, FIGURES)
+    part, answers = make_clips("test", 8, SIZE), {}
+    for run in [load(path, model_class=SoundGPT) for path in sys.argv[2:]]:
+        given = ask(run, part._replace(questions=[part.questions[i] for i in DRAWN]), SoundDataset)
+        answers[run[0].attention] = [text for _, text in given]
+    write(draw_clips(part, answers), "results/sound.png")
 
 
 if __name__ == "__main__":

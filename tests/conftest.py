@@ -37,6 +37,7 @@ def tiny(tmp_path, monkeypatch):
         monkeypatch.setattr(train, name, value)
 
     def start(*options):
-        return train.start(train.parse([*driving.TINY, *map(str, options)]))
+        words = driving.FINE_TUNING if "--pretrained" in options else driving.TINY
+        return train.start(train.parse([*words, *map(str, options)]))
 
     return start

@@ -1,24 +1,23 @@
 """What several tests share. As a script, for torchrun: train.py in float32, with plain SGD."""
 import json
-import os
-import sys
 
 import pytest
 import torch
 
 import train
 
-TINY = ("--width 32 --heads 2 --layers 1 --vit-layers 1 --scenes 64 --batch-size 8 "
-        "--pretrain-steps 10 --sft-steps 10 --save-every 0 --device cpu").split()
+FROM_NOTHING = "--width 32 --heads 2 --layers 1 --vit-layers 1 --pretrain-steps 10".split()
+FINE_TUNING = "--scenes 64 --batch-size 8 --sft-steps 10 --save-every 0 --device cpu".split()
+TINY = FROM_NOTHING + FINE_TUNING
 
 
 def float32(device):
-    """In place of `model.autocast`, where two ways to compute the same are compared."""
+    """In place of `train.autocast`, where two ways to compute the same are compared."""
     return torch.autocast(device.type, enabled=False)
 
 
 def sgd(model, rate):
-    """In place of `model.make_optimizers`: Muon and Adam magnify rounding."""
+    """In place of `train.make_optimizers`: Muon and Adam magnify rounding."""
     return [torch.optim.SGD(model.parameters(), lr=0.1)]
 
 
@@ -39,14 +38,6 @@ def refused(says, call, *arguments):
     line = stop.value.code
     assert isinstance(line, str) and line.isprintable() and says in line
     return line
-
-
-def in_folder(folder, words):
-    """`python train.py WORDS` in a folder, for a process of its own."""
-    os.chdir(folder)
-    sys.argv = ["train.py", *words]
-    vars(train).update(SMALL)
-    train.main()
 
 
 if __name__ == "__main__":

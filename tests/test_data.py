@@ -1,21 +1,24 @@
 """Batches are as drawn by hand, the world tells the truth, folders are read or refused."""
 import json
+import os
 import random
 import re
+import shutil
 from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageColor
+from PIL.PngImagePlugin import PngInfo
 
 import data
-from data import COLORS, PLACES, Dataset, Example, read_folder
+from data import (ASSISTANT_ID, COLORS, EOS_ID, IMAGE_ID, PAD_ID, PLACES, USER_ID, Dataset, Example,
+                  Tokenizer, load_picture, read_folder)
 from driving import refused, write_lines
-from eval_pope import SPLITS
-from extras import guess
+from eval_pope import SPLITS, build
 from mma import IMAGE, PAD, TEXT
-from model import ASSISTANT_ID, EOS_ID, IMAGE_ID, PAD_ID, USER_ID, Config, Tokenizer
+from model import Config
 
 BYTES = Tokenizer([])
 CONFIG = Config(len(BYTES.pieces), context=48, image_size=32)  # 4 image tokens
@@ -35,7 +38,9 @@ SIGNS = {"_": PAD_ID, "#": IMAGE_ID, "<": USER_ID, ":": ASSISTANT_ID, ">": EOS_I
 def test_batch_is_the_one_drawn_by_hand(order, column, prompts_only, T, capsys):
     examples = [example for example, *_ in CASES]
     dataset = Dataset([LONG, *examples], IMAGES, BYTES, CONFIG, order)
-    assert "4 of 5 texts" in capsys.readouterr().out and dataset.examples == examples
+    assert dataset.examples == examples
+    assert re.search("1 of 5 texts are left out.* --context 48; 69 tokens: .*xxx",
+                     capsys.readouterr().out)
     indices = [3, 0, 2, 1, 3]
     batch = dataset.batch(indices, prompts_only=prompts_only)
     for b, i in enumerate(indices):
@@ -50,25 +55,21 @@ def test_batch_is_the_one_drawn_by_hand(order, column, prompts_only, T, capsys):
     assert torch.equal(shown, torch.from_numpy(IMAGES[[1, 0, 2, 1, 1]]))
     assert len(batch["images"]) == 3  # each picture once
     assert prompts_only or dataset.generated_tokens(indices) == batch["generated"].sum()
+    refused("--context", Dataset, [LONG], IMAGES, BYTES, CONFIG, order)
 
 
 @pytest.mark.parametrize("pictures", [3, 33, 100])
 def test_a_seed_gives_so_many_pictures_all_equally_often_and_so_many_rows_of_each(pictures):
-    examples = []
-    for i in range(pictures):
-        examples += [Example(i, None, "", "caption")] * (1 + i % 4)
+    examples = [Example(i, None, "", "") for i in range(pictures) for _ in range(1 + i % 4)]
     dataset, again = (Dataset(examples, None, BYTES, CONFIG) for _ in range(2))
-    plan = {seed: again.sample(32, 2, seed) for seed in reversed(range(400))}
     visits = Counter()
     for seed in range(400):
         rows = dataset.sample(32, 2, seed)
-        assert rows == plan[seed]  # it depends on nothing else
-        shown = [examples[i].picture for i in rows]
-        assert shown == sorted(shown, key=shown.index)  # neighbors
-        count = Counter(shown)
-        assert len(set(rows)) == len(rows) and len(count) == min(32, pictures)
-        assert all(n == min(2, 1 + picture % 4) for picture, n in count.items())
+        count = Counter(examples[i].picture for i in rows)
+        assert len({*rows}) == len(rows) and len(count) == min(32, pictures)
+        assert count == {picture: min(2, 1 + picture % 4) for picture in count}
         visits.update(count.keys())
+    assert rows == again.sample(32, 2, seed)  # it depends on the seed alone
     assert len(visits) == pictures and min(visits.values()) > 0.6 * max(visits.values())
 
 
@@ -84,7 +85,7 @@ def box(o):
     return slice(top, top + o.size), slice(left, left + o.size)
 
 
-def test_a_seed_is_the_same_scene_and_the_same_pixels():
+def test_a_seed_is_the_same_scene_and_the_same_pixels_and_parts_share_none():
     # Written down: only a constant notices that another machine or Python version differs.
     start = "bottom-left orange star, blue fish top-left, bottom orange boat"
     assert data.caption(data.make_scene(7)).startswith(start)
@@ -93,12 +94,9 @@ def test_a_seed_is_the_same_scene_and_the_same_pixels():
     data.background.cache_clear()
     again = [data.draw(scene) for scene in reversed(some_scenes("train", 30))]
     assert first[0].shape == (64, 64, 3) and np.array_equal(first, again[::-1])
-
-
-def test_parts_share_no_scene_and_no_picture():
     pixels = []
     for part in data.FIRST_SEED:
-        pixels += {data.draw(scene).tobytes() for scene in some_scenes(part, 2000)}
+        pixels += {data.draw(scene).tobytes() for scene in some_scenes(part, 1000)}
     assert len(set(pixels)) == len(pixels)  # equal scenes would be equal pictures
 
 
@@ -121,22 +119,20 @@ def test_each_object_stands_in_a_cell_of_its_own_and_its_color_dominates_it():
 
 
 def test_objects_look_different_from_one_another():
-    o = data.Object("fish", "red", "center", 32, 32, 17)
     drawn = []
     for name in data.OBJECTS:
-        scene = data.Scene("sky", (o._replace(name=name),))
-        drawn.append(data.draw(scene)[box(o)].astype(float))
-    for i, a in enumerate(drawn):
-        assert all(np.abs(a - b).mean() > 20 for b in drawn[:i])
+        o = data.Object(name, "red", "center", 32, 32, 17)
+        drawn.append(data.draw(data.Scene("sky", (o,)))[box(o)].astype(float))
+        assert all(np.abs(drawn[-1] - other).mean() > 20 for other in drawn[:-1])
 
 
-WORDING = {  # question kind -> its wording, with what it says of an object
-    "exist": r"Is there an? (\w+) in the image\?",
-    "exist_color": r"Is there an? (\w+ \w+) in the image\?",
-    "color": r"What color is the (\w+)\?",
-    "where": r"Where is the (\w+)\?",
-    "where_color": r"Where is the (\w+ \w+)\?",
-    "what": r"What is at ([\w-]+)\?",
+KINDS = {  # question kind: its wording, with what it says of an object; the share of right guesses
+    "exist": (r"Is there an? (\w+) in the image\?", 1),
+    "exist_color": (r"Is there an? (\w+ \w+) in the image\?", 1 / 2),
+    "color": (r"What color is the (\w+)\?", 1 / 6),
+    "where": (r"Where is the (\w+)\?", 1 / 9),
+    "where_color": (r"Where is the (\w+ \w+)\?", 1 / 9),
+    "what": (r"What is at ([\w-]+)\?", 1 / 96),
 }
 
 
@@ -150,67 +146,86 @@ def right_answer(objects, kind, said):
 
 
 def test_every_answer_and_caption_is_true():
-    scenes, split = some_scenes("val", 600), data.make_world("val", 600)
-    assert np.array_equal(split.images[:50], [data.draw(scene) for scene in scenes[:50]])
-    for picture, prompt, answer, kind in split.questions:
-        said = re.fullmatch(WORDING[kind], prompt)[1]
+    scenes, part = some_scenes("val", 600), data.make_world("val", 600)
+    assert np.array_equal(part.images[:50], [data.draw(scene) for scene in scenes[:50]])
+    asked = Counter(example.kind for example in part.questions)
+    assert asked.keys() == KINDS.keys(), "say in KINDS and right_answer what a new kind asks"
+    assert min(asked.values()) > 300 and asked["exist"] == 2 * 600
+    for picture, prompt, answer, kind in part.questions:
+        said = re.fullmatch(KINDS[kind][0], prompt)[1]
         assert right_answer(scenes[picture].objects, kind, said) == answer, prompt
         assert not re.search(r" a [aeiou]| an [^aeiou]", prompt)
-    asked = Counter(example.kind for example in split.questions)
-    assert set(asked) == set(WORDING) and min(asked.values()) > 300
-    assert asked["exist"] == 2 * 600
-    for scene, example, names in zip(scenes, split.captions, split.objects, strict=True):
+    for scene, example, names in zip(scenes, part.captions, part.objects, strict=True):
         said = [set(phrase.split()) for phrase in example.answer.split(", ")]
         assert said == [{o.color, o.name, o.place} for o in scene.objects]
         assert sorted(names) == sorted({o.name for o in scene.objects})
 
 
+def questions_and_themes(name, n, splits=()):
+    """All questions about n scenes, with their backgrounds. splits: of POPE, to add."""
+    scenes = some_scenes(name, n)
+    objects = [list(dict.fromkeys(o.name for o in scene.objects)) for scene in scenes]
+    for i, questions in enumerate(data.questions_about(scenes, 0)):
+        yield from ((Example(i, *question), scenes[i].theme) for question in questions)
+    for split in splits:
+        for i, thing, label in build(objects, split):
+            yield Example(i, data.exist_question(thing), label, split), scenes[i].theme
+
+
 def test_only_existence_can_be_guessed_and_as_on_photographs():
-    train, test = guess.questions("train", 10_000), guess.questions("test", 1000, SPLITS)
+    answers = defaultdict(Counter)  # in training: to a question, and to it on a background
+    for e, theme in questions_and_themes("train", 8000):
+        answers[e.prompt][e.answer] += 1
+        answers[e.prompt, theme][e.answer] += 1
+    usual = {clue: max(counts, key=counts.get) for clue, counts in answers.items()}
     right = defaultdict(list)
-    for e, *hits in guess.guessed(train, test):
-        right[e.kind].append(hits)
+    for e, theme in questions_and_themes("test", 1000, SPLITS):
+        guess = usual.get(e.prompt)
+        better = usual.get((e.prompt, theme), guess)
+        right[e.kind].append([guess == e.answer, better == e.answer])
     found = {kind: np.mean(hits, axis=0) for kind, hits in right.items()}
-    chances = {"exist_color": 1 / 2, "color": 1 / 6, "where": 1 / 9, "where_color": 1 / 9,
-               "what": 1 / 96}
-    for kind, chance in chances.items():
-        assert max(found[kind]) < chance + 0.05, kind
+    for kind in found.keys() - {*SPLITS}:
+        assert kind in KINDS, f"say in KINDS how often a guess is right for {kind!r}"
+        assert max(found[kind]) < KINDS[kind][1] + 0.05, kind
     question, background = zip(*(found[split] for split in SPLITS))
     assert max(question) < 0.62 and background[0] > 0.75 and max(background[1:]) < 0.68
 
 
 # Your own pictures: 0.png, 1.png, ..., see conftest.py.
 
-def read(folder, lines):
-    write_lines(folder / "train.jsonl", lines)
-    return read_folder(folder, 8)
+def read(folder, train, val=(), test=(), names=("train", "val")):
+    """The Parts of a folder with these lines."""
+    for name, lines in (("train", train), ("val", val), ("test", test)):
+        if lines:
+            write_lines(folder / f"{name}.jsonl", lines)
+    return read_folder(folder, 8, names=names)
 
 
 def captions(numbers):
     return [{"image": f"{i}.png", "caption": f"number {i}"} for i in numbers]
 
 
-def shown(split):
-    """The numbers of the pictures that a Split is about, from their red."""
-    about = {example.picture for example in split.captions + split.questions}
-    about.update(i for i, names in enumerate(split.objects) if names)
-    return split.images[sorted(about), 4, 4, 0].tolist()
+def shown(part):
+    """The numbers of the pictures that a Part is about, from their red, in order."""
+    about = {example.picture for example in part.captions + part.questions}
+    about.update(i for i, names in enumerate(part.objects) if names)
+    return sorted(part.images[sorted(about), 4, 4, 0].tolist())
 
 
-def test_the_three_forms_of_lines_become_examples(folder):
-    write_lines(folder / "val.jsonl", [{"image": "9.png", "objects": ["key"]}])
+def test_the_three_forms_of_lines_become_examples(folder, capsys):
     train, val = read(folder, [
-        {"image": "3.png", "caption": "A cat."},
-        {"image": "3.png", "objects": ["cat", "dog"]},
-        {"image": "./3.png", "objects": ["dog"]},  # picture and object count once
+        {"image": "3.png", "caption": "A cat.", "question": None, "id": 3},  # null: not given
+        {"image": "3.png", "objects": ["cat", "dog"], "id": 4},
+        {"image": "./3.png", "objects": [" Dog", "CAT "]},  # picture and object count once
         {"image": "5.png", "question": "Why?", "answer": "so"},
-        {"image": "5.png", "question": "Who?", "answer": "Tom", "kind": "name"},
-        {"image": "5.png", "objects": ["cup"]},
-    ])
+        '\ufeff{"image": "5.png", "question": "Who?", "answer": "Tom", "kind": "name"}\r',
+        '{"image": "5.png", "objects": ["cup"], "caption": NaN}',
+    ], val=[{"image": "9.png", "objects": ["key"]}])
+    assert capsys.readouterr().out == f"{folder}/train.jsonl: keys that are not used: {{'id': 2}}\n"
     assert shown(train) == [3, 5] and shown(val) == [9]
-    assert train.images.shape == (3, 8, 8, 3) and train.images.dtype == np.uint8
+    assert train.images.shape == (2, 8, 8, 3) and train.images.dtype == np.uint8
     assert train.captions == [(0, None, "A cat.", "caption")]
-    assert train.objects == [["cat", "dog"], ["cup"], []] and val.objects == [[], [], ["key"]]
+    assert train.objects == [["cat", "dog"], ["cup"]] and val.objects == [["key"]]
     assert train.questions[:2] == [(1, "Why?", "so", "question"), (1, "Who?", "Tom", "name")]
     wanted = []
     for i, yes, no in ((0, "cat", "cup"), (0, "dog", "key"),
@@ -220,101 +235,106 @@ def test_the_three_forms_of_lines_become_examples(folder):
     assert sorted(train.questions[2:]) == sorted(wanted)
 
 
-def test_without_captions_open_questions_and_their_answers_are_captions(folder):
-    lines = []
-    for i, text in ((3, "Color? red"), (3, "Here? yes"), (3, "Number? two"),
-                    (5, "Here? yes"), (5, "There? no")):
-        question, answer = text.split()
-        lines.append({"image": f"{i}.png", "question": question, "answer": answer})
-    write_lines(folder / "val.jsonl", lines)
-    for split in read(folder, lines):
-        assert {c.picture for c in split.captions} == {0, 1}
-        for picture, prompt, answer, kind in split.captions:
-            a, b = ("Here? yes", "There? no") if picture else ("Color? red", "Number? two")
-            assert answer in (f"{a} {b}", f"{b} {a}") and (prompt, kind) == (None, "caption")
+def test_who_is_held_out_is_a_property_of_the_picture(folder, capsys):
+    train, val = read(folder, captions(range(200)))
+    out = {*shown(val)}
+    assert shown(train) == sorted({*range(200)} - out) and 8 < len(out) < 40
+    assert re.search(rf"\b{len(out)} .*held out", capsys.readouterr().out)
+    for i in range(0, 200, 2):  # half of them get a link with another name, the others a copy
+        (folder / f"new{i}.png").symlink_to(folder / f"{i}.png")
+        shutil.copy(folder / f"{i + 1}.png", folder / f"new{i + 1}.png")
+    lines = captions([*range(1, 200, 2), *(f"new{i}" for i in range(200)), *range(200, 220)])
+    for lines in (lines, lines[::-1], lines[90:]):
+        train, val = read(folder, lines)
+        both = {*shown(train), *shown(val)}
+        assert out & both == {i for i in shown(val) if i < 200}
+        assert len(both) == len(train.images) + len(val.images)  # each once, on one side
+        assert len(lines) == len(train.captions + val.captions)
+    train, val = read(folder, captions([1, 3]))  # a small folder
+    assert shown(val) == [min((1, 3), key=lambda i: data.file_hash(folder / f"{i}.png"))]
+    assert shown(train) == [4 - i for i in shown(val)]
 
 
-def test_without_val_jsonl_a_tenth_of_the_pictures_is_held_out(folder):
-    lines = captions(range(200)) * 2
-    train, val = read(folder, lines)
-    assert sorted(shown(train) + shown(val)) == list(range(200)) and len(shown(val)) == 20
-    assert len(val.captions) == 40  # all lines about a picture stay together
-    _, again = read(folder, lines[::-1])
-    assert set(shown(again)) == set(shown(val))  # chosen by name, not by order
-    for n in (2, 9):
-        train, val = read(folder, captions(range(n)))
-        assert len(shown(val)) == 1 and len(shown(train)) == n - 1
-    write_lines(folder / "val.jsonl", captions(range(3)))
-    train, val = read(folder, captions(range(3, 20)))
-    assert shown(val) == [0, 1, 2] and shown(train) == list(range(3, 20))
+def test_no_held_out_picture_is_trained_on(folder, capsys):
+    shutil.copy(folder / "15.png", folder / "a.png")
+    lines, held_out = captions(range(30)), (captions(["a", 16, 17, 18]), captions(range(18, 25)))
+    train, val = read(folder, lines, *held_out)
+    assert shown(train) == [*range(15), *range(25, 30)] and shown(val) == [*range(15, 19)]
+    assert re.search(r"\b10 .*held out, such as 15\.png\n", capsys.readouterr().out)
+    (folder / "3.png").unlink()  # those of train.jsonl are not opened
+    [test] = read(folder, lines, *held_out, names=["test"])
+    assert shown(test) == [*range(18, 25)] and not capsys.readouterr().out
+    refused("none is left to train on", read, folder, captions(range(16, 23)))
 
 
 @pytest.mark.parametrize("bad, says", [
-    ({"image": "../secret.png", "caption": "x"}, "no file inside"),
-    ({"image": "sub/../../secret.png", "caption": "x"}, "no file inside"),
-    ({"image": "/etc/hostname", "caption": "x"}, "no file inside"),
-    ({"image": "link.png", "caption": "x"}, "no file inside"),
-    ({"image": 5, "caption": "x"}, "is wanted"),
-    ({"caption": "x"}, "is wanted"), ({"image": "0.png", "question": "x"}, "is wanted"),
-    ({"image": "0.png"}, "is wanted"), ({"image": "0.png", "objects": "cat"}, "is wanted"),
-    ({"image": "0.png", "objects": [""]}, "is wanted"),
-    ("[1, 2]", "JSON object"), ("{broken", "JSON object"), ("7", "JSON object"),
-], ids=str)
-def test_a_wrong_line_is_named_with_its_file(folder, bad, says):
-    Image.new("RGB", (6, 6)).save(folder.parent / "secret.png")
-    (folder / "link.png").symlink_to(folder.parent / "secret.png")
-    line = refused(says, read, folder, captions(range(20)) + [bad] + captions(range(20)))
-    assert f"{folder}/train.jsonl, line 21:" in line
+    (b'{"image": "../0.png", "caption": "x"}', "no file inside"),
+    (b'{"image": "/etc/hostname", "caption": "x"}', "no file inside"),
+    (b'{"image": 5, "caption": "x"}', 'a text "image"'), (b'{"caption": "x"}', 'a text "image"'),
+    (b'{"image": "0.png", "caption": 7}', 'a text "caption"'), (b'{"image": "0.png"}', "a text"),
+    (b'{"image": "0.png", "question": "x", "answer": null}', 'a text "answer"'),
+    (b'{"image": "0.png", "answer": "x", "caption": "x"}', 'a text "question"'),
+    (b'{"image": "0.png", "objects": "cat"}', 'a list "objects"'),
+    (b'{"image": "0.png", "objects": [" "]}', 'a list "objects"'),
+    (b'{"image": "0.png", "caption": "x", "caption": "y"}', "twice"),
+    (b'[["image", "0.png"], ["caption", "x"]]', "wanted is {...}, given is [["),
+    (b"{broken", "JSON object"), (b"[" * 100_000, "JSON object"),
+    (b'{"image": "0.png", "caption": "caf\xe9"}', "utf-8"), ("{}".encode("utf-16"), "utf-8"),
+], ids=lambda value: str(value)[:40])
+def test_a_wrong_line_is_named_with_its_file_and_number(folder, bad, says):
+    good = b'{"image": "0.png", "caption": "x"}\n'
+    (folder / "train.jsonl").write_bytes(20 * good + bad + b"\n" + good)
+    assert f"{folder}/train.jsonl, line 21:" in refused(says, read_folder, folder, 8)
 
 
 def test_missing_and_empty_files_are_named(folder):
     refused(f"{folder}/train.jsonl", read_folder, folder, 8)
-    for lines in ([""], captions([0])):  # nothing to train on, nothing to hold out
-        refused(str(folder), read, folder, lines)
+    refused(f"{folder}/train.jsonl", read, folder, [""])
+    refused("none is left to train on", read, folder, captions([0]))
+    refused(f"{folder}/val.jsonl", read, folder, captions(range(9)), [""])
 
 
 def test_one_broken_picture_of_forty_is_an_error_of_more_than_two_hundred_left_out(folder, capsys):
     (folder / "7.png").write_bytes((folder / "7.png").read_bytes()[:50])
-    write_lines(folder / "val.jsonl", captions(range(200, 220)))
-    assert "7.png" in refused("1 of 40 pictures", read, folder, captions(range(20)))
-    train, _ = read(folder, captions(range(200)))
+    os.mkfifo(folder / "pipe.png")  # it would be waited for
+    val = captions(range(200, 220))
+    refused("39 of 40 pictures", read, folder, captions(range(20)), val)
+    train, _ = read(folder, captions([*range(200), "pipe"]), val)
     assert shown(train) == [i for i in range(200) if i != 7]
     told = [(i, None, f"number {n}", "caption") for i, n in enumerate(shown(train))]
     assert train.captions == told
-    assert re.search(r"left out: .*7\.png: no readable picture", capsys.readouterr().out)
+    left_out = re.findall(r"left out: .*/(\w+)\.png: no readable picture", capsys.readouterr().out)
+    assert sorted(left_out) == ["7", "7", "pipe"]
 
 
-@pytest.mark.parametrize("mode, name", [
-    ("RGB", "a.jpg"), ("CMYK", "a.jpg"), ("RGB", "a.png"), ("P", "a.png"), ("RGBA", "a.png"),
-    ("RGB", "a.webp"), ("P", "a.gif"), ("RGB", "a.bmp"), ("CMYK", "a.tiff"), ("PA", "a.tiff")])
-def test_every_mode_and_format_is_read(tmp_path, mode, name):
-    Image.new("RGB", (40, 20), (200, 40, 90)).convert(mode).save(tmp_path / name)
-    found = data.load_picture(tmp_path / name, 16)
-    assert found.shape == (16, 16, 3) and found.dtype == np.uint8
-    assert np.abs(found[8, 8].astype(int) - (200, 40, 90)).max() <= 12
-    assert (found[:4] == 128).all() and (found[12:] == 128).all()  # the margins
+RED = (200, 40, 90)
+PLAIN = Image.new("RGB", (40, 20), RED)
+HALF = Image.new("RGB", (20, 20), RED).crop((0, 0, 40, 20))  # its right half is black
+BOOK, UPSIDE_DOWN = PngInfo(), Image.Exif()
+BOOK.add_text("book", "x" * 3_000_000, zip=True)
+UPSIDE_DOWN[0x0112] = 3
 
 
-@pytest.mark.parametrize("mode, color, value", [
-    ("L", 77, 77), ("1", 1, 255), ("RGBA", (10, 20, 30, 0), 255)])  # the last is transparent
-def test_gray_and_transparent_pictures_are_read(tmp_path, mode, color, value):
-    Image.new(mode, (9, 9), color).save(tmp_path / "a.png")
-    assert (data.load_picture(tmp_path / "a.png", 9) == value).all()
-
-
-@pytest.mark.parametrize("mode, name", [("I;16", "a.png"), ("F", "a.tiff")])
-def test_pictures_with_more_than_8_bits_are_refused_instead_of_cut_off(tmp_path, mode, name):
-    Image.new(mode, (9, 9), 40_000).save(tmp_path / name)
-    assert "more than 8 bits" in data.load_picture(tmp_path / name, 9)
-
-
-def test_turned_pictures_are_turned_back(tmp_path):
-    picture = Image.new("L", (1, 2))
-    picture.putpixel((0, 1), 255)  # black above white
-    exif = picture.getexif()
-    exif[0x0112] = 3  # upside down
-    picture.save(tmp_path / "turned.png", exif=exif)
-    assert data.load_picture(tmp_path / "turned.png", 2)[:, 0, 0].tolist() == [255, 0]
+@pytest.mark.parametrize("name, picture, seen, options", [
+    ("a.jpg", PLAIN.convert("CMYK"), RED, {}), ("a.tiff", PLAIN.convert("PA"), RED, {}),
+    ("a.gif", PLAIN.convert("P"), RED, {}), ("a.png", Image.new("P", (6000, 3000), RED), RED, {}),
+    ("a.png", Image.new("RGBA", (40, 20), (10, 20, 30, 0)), 255, {}),  # transparent
+    ("a.png", Image.new("1", (40, 20), 1), 255, {}), ("a.bmp", Image.new("L", (40, 20)), 0, {}),
+    ("a.png", Image.new("RGB", (2000, 10), RED), RED, {}), ("a.png", PLAIN, RED, {"pnginfo": BOOK}),
+    ("a.png", PLAIN, RED, {"exif": b"Exif\0\0no"}), ("a.webp", PLAIN, RED, {"exif": b"Exif\0\0no"}),
+    ("a.png", HALF, RED, {"exif": UPSIDE_DOWN}),
+    ("a.png", Image.new("I;16", (9, 9), 40_000), None, {}),  # it would be cut off
+    ("a.tiff", Image.new("F", (9, 9), 0.5), None, {}),
+])
+def test_pictures_are_read_with_8_bits_per_channel(tmp_path, name, picture, seen, options, capsys):
+    picture.save(tmp_path / name, **options)
+    found = load_picture(tmp_path / name, 17)
+    if seen is None:
+        assert found is None and "more than 8 bits" in capsys.readouterr().out
+        return
+    assert found.shape == (17, 17, 3) and found.dtype == np.uint8
+    assert np.abs(found[8, 12].astype(int) - seen).max() <= 12
+    assert (found[:4] == 128).all() and (found[13:] == 128).all()  # the margins
 
 
 def test_mutated_lines_end_in_a_right_result_or_in_one_line(folder):
@@ -322,24 +342,25 @@ def test_mutated_lines_end_in_a_right_result_or_in_one_line(folder):
     lines = captions(range(4)) + [
         {"image": "1.png", "question": "Why?", "answer": "so", "kind": "why"},
         {"image": "2.png", "objects": ["cat", "dog"]}, {"image": "3.png", "objects": ["cup"]}]
-    values = ["3.png", "a dog", "x" * 300, "", ["cat"], ["dog", "cup"], ["cat", ""], [], 5]
+    values = ["3.png", "a dog", "x" * 300, "", ["cat"], ["dog", "cup"], ["cat", ""], [], 5, None]
     for _ in range(300):
-        i = rng.randrange(len(lines))
-        key = rng.choice([*lines[i], "objects"])
-        line = json.dumps({**lines[i], key: rng.choice(values)})
+        changed = [dict(line) for line in lines]
+        line = rng.choice(changed)
+        line[rng.choice([*line, "objects"])] = rng.choice(values)
+        text = "\n".join(map(json.dumps, changed))
         if rng.random() < 0.3:
-            at = rng.randrange(len(line))
-            line = line[:at] + rng.choice(["", '"', "{", "[", ",", "\0", "é", "1"]) + line[at + 1:]
+            at = rng.randrange(len(text))
+            text = text[:at] + rng.choice(["", '"', "{", "[", ",", "\0", "é", "1"]) + text[at + 1:]
         try:
-            train, val = read(folder, [*lines[:i], line, *lines[i + 1:]])
+            parts = read(folder, [text])
         except SystemExit as stop:
-            assert "\n" not in stop.code and str(folder) in stop.code
+            assert stop.code.isprintable() and re.search(f"{folder}|see above", stop.code)
             continue
         read_well += 1
-        assert shown(train) and shown(val) and not set(shown(train)) & set(shown(val))
-        for split in (train, val):
-            assert all(name and isinstance(name, str) for own in split.objects for name in own)
-            for picture, prompt, answer, kind in split.captions + split.questions:
-                assert picture < len(split.images) == len(split.objects)
+        assert all(map(shown, parts)) and not set.intersection(*({*shown(part)} for part in parts))
+        for part in parts:
+            assert all(name and isinstance(name, str) for own in part.objects for name in own)
+            for picture, prompt, answer, kind in part.captions + part.questions:
+                assert picture < len(part.images) == len(part.objects)
                 BYTES.encode((prompt or "") + answer + kind)
     assert 50 < read_well < 250

@@ -1,108 +1,75 @@
 """What is changed in a trained model is what the interventions say, and nothing else."""
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
-from data import NO_YES, Dataset, Example, draw, make_scene
+from data import Dataset, Example, Tokenizer, draw, make_scene
 from extras import intervene
-from extras.variants import OTHER, Intervened, TwoQuestions
+from extras.intervene import OTHER, Intervened, TwoQuestions
 from mma import IMAGE, TEXT
-from model import Config, Tokenizer
-from train import save
+from model import Config
 
-RESULTS = Path(__file__).parents[1] / "results"
 A, B = "Is there a fish in the image?", "Is there a red cup in the image?"
 TOKENIZER = Tokenizer.build([A, B, "yes no"] * 2)
 CONFIG = Config(len(TOKENIZER.pieces), width=32, heads=2, layers=3, vit_layers=1)
-IMAGES = draw(make_scene(0))[None]
+BY_HAND = {  # u: <user>, i: image tokens, s: <assistant>; B in the layer, or A in its place
+    "u": ("#......", "#......"),
+    "i": ("##...##", "##.##.."),
+    "j": ("###..##", "#####.."),
+    "A": ("####...", "####..."),
+    "a": ("#####..", "#####.."),
+    "B": ("###..#.", "###..#."),
+    "s": ("###..##", "###..##"),
+}
 
 
-@pytest.fixture
-def model():
-    """Random weights also where they start as zeros. In float64 a difference is no rounding."""
-    model = Intervened(CONFIG, "mma").double().eval()
+def last_logits(model, prompt, dataset_class):
+    examples = [Example(0, prompt, "yes" if dataset_class is Dataset else ("no", "yes"), "exist")]
+    images = draw(make_scene(0))[None]
+    dataset = dataset_class(examples, images, TOKENIZER, CONFIG)
+    return model(**dataset.batch([0], prompts_only=True))[0, -1]
+
+
+def test_the_masks_of_both_sorts_of_layer_are_those_drawn_by_hand():
+    model = Intervened(CONFIG, "mma")
+    model.swapped = [1]
+    modality = torch.tensor([[TEXT, IMAGE, IMAGE, OTHER, OTHER, TEXT, TEXT]])
+    masks = model.mask(modality, modality < 0)  # nothing is generated
+    assert masks.shape == (3, 1, 1, 7, 7)
+    for mask, swapped in zip(masks, (0, 1, 0)):
+        for row, drawn in zip(mask[0, 0].tolist(), BY_HAND.values()):
+            assert "".join(".#"[seen] for seen in row) == drawn[swapped]
+
+
+@pytest.mark.parametrize("swapped", [[], [0], [1], [0, 1, 2]])
+def test_question_a_comes_in_through_swapped_layers_alone(swapped):
+    model = Intervened(CONFIG, "mma").double().eval()  # so that a difference is no rounding
     with torch.no_grad():
         for p in model.parameters():
-            p.normal_(std=0.3)
-    return model
+            p.normal_(std=0.3)  # a fresh model has blocks that do nothing
+    model.swapped = swapped
+    both = last_logits(model, (A, B), TwoQuestions)
+    for other in (last_logits(model, B, Dataset),
+                  last_logits(model, ("Is there a cup?", B), TwoQuestions)):
+        assert torch.allclose(both, other, rtol=1e-7) == (swapped == [])
 
 
-def last_logits(model, prompt, dataset=Dataset):
-    examples = [Example(0, prompt, "yes", "exist")]
-    batch = dataset(examples, IMAGES, TOKENIZER, CONFIG).batch([0], prompts_only=True)
-    return model(**batch)[0][0, -1]
-
-
-@pytest.mark.parametrize("layers", [[], [0], [1], [0, 1, 2]])
-def test_question_a_comes_in_through_swapped_layers_alone(model, layers):
-    model.swapped = layers
-    both = last_logits(model, A + B, TwoQuestions)
-    for prompt, dataset in ((B, Dataset), ("Is there a cup?" + B, TwoQuestions)):
-        other = last_logits(model, prompt, dataset)
-        assert torch.allclose(both, other, rtol=1e-7) == (layers == [])
-
-
-@pytest.mark.parametrize("attention, row, change, before, after", [
-    ("mma", "uiiiiAAABBs", "swapped", "uBs", "uA"), ("mma", "uiiiiBBs", "closed", "uBs", "u"),
-    ("causal", "uBBBiiiiss", "closed", "uB", "u")])
-def test_masks_of_changed_layers_equal_a_dull_loop(model, attention, row, change, before, after):
-    """row: <user>, picture, questions, <assistant>. before, after: text that image tokens see."""
-    modality = torch.tensor([[{"i": IMAGE, "A": OTHER}.get(c, TEXT) for c in row]])
-    generated = modality < 0  # nothing
-    model.attention = attention
-    setattr(model, change, [1, 2])
-    for layer, sees in enumerate((before, after, after)):
-        mask = model.mask(modality, generated, layer)[0, 0]
-        for q, k in np.ndindex(*mask.shape):
-            wanted = k <= q
-            if row[q] == "i" and row[k] != "i":
-                wanted = row[k] in sees
-            if row[q] in "Bs" and row[k] == "A":
-                wanted = False
-            assert mask[q, k] == wanted, (layer, q, k)
-
-
-def test_both_questions_of_a_pair_are_answerable_and_differ():
-    scenes = [make_scene(i) for i in range(30)]
-    for a, b in intervene.pairs_of_questions(scenes):
-        assert a.answer != b.answer and a.prompt != b.prompt
-        assert a.picture == b.picture and a.kind == b.kind in intervene.KINDS
-        if a.kind == "exist":
-            for e in (a, b):
-                there = any(f" {o.name} " in e.prompt for o in scenes[e.picture].objects)
-                assert e.answer == NO_YES[there]
-
-
-def test_every_intervention_becomes_a_line_and_a_picture(tmp_path, monkeypatch, capsys):
+def test_a_run_becomes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("results").mkdir()
-    save(Path("model.pt"), {
-        "config": vars(CONFIG), "words": TOKENIZER.words, "finished": True, "stage": "sft",
-        "weights": Intervened(CONFIG).state_dict(),
-        "options": {"attention": "mma", "order": "image-first", "seed": 3}})
+    (tmp_path / "results").mkdir()
+    options = {"data": None, "order": "image-first"}
+    torch.save({"config": vars(CONFIG), "words": TOKENIZER.words, "attention": "mma",
+                "weights": Intervened(CONFIG).state_dict(), "trained_on": [], "options": options},
+               "model.pt")
+    def answer_a(model, dataset):
+        """The answer of A wherever image tokens see it, or that of B."""
+        for pair in dataset.examples:
+            assert pair.prompt[0] != pair.prompt[1] and pair.answer[0] != pair.answer[1]
+        return [pair.answer[model.swapped == []] for pair in dataset.examples]
+
     monkeypatch.setattr("sys.argv", ["intervene", "model.pt"])
     monkeypatch.setattr(intervene, "SCENES", 20)
+    monkeypatch.setattr("eval_pope.answer", answer_a)
     intervene.main()
-
-    def answer_b(run, images, examples, dataset_class):
-        assert bool(run[0].swapped) == (dataset_class is TwoQuestions)
-        return [example.answer for example in examples]
-
-    monkeypatch.setattr(intervene, "ask", answer_b)
-    intervene.main()  # asked anew: in place of the lines before
-    lines = [json.loads(line) for line in open("results/interventions.jsonl")]
-    some = [[0], [1], [2], [1, 2], [0, 1, 2]]
-    assert [line["layers"] for line in lines] == [[], *some, *some]
-    assert [line["change"] for line in lines] == ["closed"] * 6 + ["swapped"] * 5
-    for line in lines:
-        assert line["kinds"] == dict.fromkeys(intervene.KINDS, [0, 1])
-    assert "| mma | swapped | 1 2 3" in capsys.readouterr().out
-    assert Path("results/layers.png").exists()
-
-
-def test_the_table_in_the_results_is_what_the_command_prints():
-    lines = [json.loads(line) for line in open(RESULTS / "interventions.jsonl")]
-    assert intervene.layer_table(lines) in (RESULTS / "README.md").read_text("utf-8")
+    rows = capsys.readouterr().out.split("\n")
+    assert [row.count("100% 0%") for row in rows if row.startswith("| ")][2:] == [0, 6, 6, 6]
+    assert (tmp_path / "results/layers.png").exists()

@@ -1,15 +1,14 @@
 """The model: masks reach the attention, answers do not leak, padding and cache change nothing."""
 import random
-from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from data import Dataset, Example
+from data import SPECIALS, Tokenizer
 from mma import IMAGE, KINDS, TEXT, attention_mask, mask_mod
-from model import SPECIALS, Attention, Config, MultimodalGPT, Tokenizer, answer
+from model import Attention, Config, MultimodalGPT
 from test_mma import read_rows
 
 CONFIG = Config(vocab_size=40, context=64, width=32, heads=2, layers=3, vit_layers=1,
@@ -47,14 +46,14 @@ def moved(attention, layout):
     model, images = make_model(Nudged, attention), pictures(layout.count("i") // 4)
     ids, *about = read_rows(layout)
     model.nudge = torch.zeros(*ids.shape, CONFIG.width)
-    before = model(images, ids, *about)[0]
+    before = model(images, ids, *about)
     columns = []
     for k, letter in enumerate(layout):
         if letter == "i":
             model.nudge[0, k] += torch.randn(CONFIG.width)
         else:
             ids[0, k] += 1
-        after = model(images, ids, *about)[0]
+        after = model(images, ids, *about)
         columns.append((after != before).any(-1)[0])
         before = after
     return torch.stack(columns, 1)
@@ -71,31 +70,27 @@ def test_answer_tokens_never_leak_and_all_move_what_they_reach_by_three_masks(at
 
 
 @pytest.mark.parametrize("attention", KINDS)
-def test_the_question_moves_the_image_tokens_under_mma_and_prefix_alone(attention):
-    moves = moved(attention, "uiiiiqwA")[1:5, 5:7]
-    assert (moves == (attention in ("mma", "prefix"))).all()
-
-
-@pytest.mark.parametrize("attention", KINDS)
 def test_a_row_gives_the_same_logits_alone_padded_and_in_a_batch_that_shares_pictures(attention):
     model, images = make_model(attention=attention), pictures(2)
     layouts = ["uiiiiqwAB", "uiiiiqAiiiiwB", "tqAwB"]  # one picture, two, none
     shown = [images[:1], images[[1, 0]], None]
     shared = torch.tensor([0, 1, 0])
-    alone = [model(x, *read_rows(layout))[0] for x, layout in zip(shown, layouts)]
+    alone = [model(x, *read_rows(layout)) for x, layout in zip(shown, layouts)]
     for left in (0, 1, 3):
         padded = [("." * left + layout).ljust(17, ".") for layout in layouts]
-        together = model(images, *read_rows(*padded), image_index=shared)[0]
+        together = model(images, *read_rows(*padded), image_index=shared)
         for i, logits in enumerate(alone):
             row = together[i:i + 1, left:left + logits.shape[1]]
             torch.testing.assert_close(row, logits, atol=1e-9, rtol=0)
+    two = model(images, *read_rows(layouts[1]), image_index=torch.tensor([[1, 0]]))
+    assert torch.equal(two, alone[1])
 
 
-def dull_generate(model, images, ids, modality, new, end, index, generated):
+def plain_generate(model, images, ids, modality, new, end, index, generated):
     """The whole row through the whole model for each new token."""
     tokens, ended = [], torch.zeros(len(ids), dtype=torch.bool)
     while len(tokens) < new and not ended.all():
-        logits, _ = model(images, ids, modality, generated, image_index=index)
+        logits = model(images, ids, modality, generated, image_index=index)
         token = logits[:, -1].argmax(-1)
         token[ended] = end
         tokens.append(token)
@@ -113,7 +108,7 @@ def assert_equals_recomputing(model, layouts, index):
     for _ in range(2):
         arguments = images, ids, modality, 6, end, torch.tensor(index), generated
         found = model.generate(*arguments)
-        assert torch.equal(found, dull_generate(model, *arguments))
+        assert torch.equal(found, plain_generate(model, *arguments))
         if not generated.any():
             assert torch.equal(found, model.generate(*arguments[:-1]))
         end = found[0, 2]
@@ -133,11 +128,15 @@ def test_cached_generation_equals_recomputing_everything(attention, layouts, ind
 class Mixed(MultimodalGPT):
     """In the second layer generated tokens do not see pictures; positions count backward."""
 
-    def mask(self, modality, generated, layer):
-        mask = super().mask(modality, generated, layer)
-        if layer == 1:
-            mask &= ~(generated[:, None, :, None] & (modality == IMAGE)[:, None, None, :])
-        return mask
+    def mask(self, modality, generated):
+        mask = super().mask(modality, generated)
+        blind = mask & ~(generated[:, None, :, None] & (modality == IMAGE)[:, None, None, :])
+        return torch.stack([mask, blind, mask])
+
+    def decode(self, x, mask, caches=(None,) * 3):
+        for block, *its in zip(self.blocks, mask, caches):
+            x = block(x, *its)
+        return x
 
     def positions(self, modality):
         return 63 - super().positions(modality)
@@ -152,33 +151,18 @@ def test_a_subclass_with_its_own_masks_and_positions_uses_them_in_forward_and_ge
         mask = attention_mask(*about, "mma")
         mask[0, 0, 6, 1:5] = layer != 1
         x = block(x, mask)
-    torch.testing.assert_close(model(images, ids, *about)[0], model.logits(x))
+    torch.testing.assert_close(model(images, ids, *about), model.head(x))
     assert_equals_recomputing(model, [layout], [0])
 
 
 def test_loss_is_the_mean_over_generated_tokens_predicted_one_earlier():
     model, images = make_model(), pictures(2)
     ids, modality, generated = read_rows("uiiiiqwAB...", "uiiiiqAwBCDE")
-    logits, loss = model(images, ids, modality, generated, with_loss=True)
-    every = model(images, ids, modality, generated)[0].log_softmax(-1)
+    loss = model.loss(images, ids, modality, generated)
+    every = model(images, ids, modality, generated).log_softmax(-1)
     asked = generated.nonzero().tolist()
-    assert logits.shape == (len(asked), 40) and len(asked) == 7
     by_hand = -sum(every[b, t - 1, ids[b, t]] for b, t in asked) / len(asked)
-    assert abs(loss.item() - by_hand.item()) < 1e-5
-
-
-def test_without_its_blocks_the_vit_sees_36_pixels_a_side_around_each_patch():
-    model = make_model()
-    model.vit.blocks = torch.nn.ModuleList()
-    images = pictures(1).repeat(1024, 1, 1, 1)
-    changed = images.clone()
-    for i in range(1024):  # another pixel in each picture
-        changed[i, i // 32, i % 32] ^= 255
-    seen = (model.vit(changed) != model.vit(images)).any(-1)  # (1024, 4)
-    for i, token in product(range(1024), range(4)):
-        top, left = token // 2 * 16 - 10, token % 2 * 16 - 10
-        inside = top <= i // 32 < top + 36 and left <= i % 32 < left + 36
-        assert seen[i, token] == inside
+    assert len(asked) == 7 and abs(loss.item() - by_hand.item()) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -188,18 +172,35 @@ def test_flex_attention_gives_what_the_dense_mask_gives(attention):
     layer, x = Attention(CONFIG), torch.randn(3, 18, CONFIG.width)
     _, *about = read_rows(*(layout.ljust(18, ".") for layout in CONVERSATIONS))
     blocks = create_block_mask(mask_mod(*about, attention), 3, None, 18, 18, device="cpu")
-    y = flex_attention(*layer.split(x), block_mask=blocks)
+    y = flex_attention(*layer.queries_keys_values(x), block_mask=blocks)
     flex = layer.out(y.transpose(1, 2).reshape(x.shape))
     dense = layer(x, attention_mask(*about, attention))
     torch.testing.assert_close(flex, dense, atol=1e-5, rtol=1e-4)
 
 
-def test_other_numbers_of_pictures_and_padding_on_the_right_of_prompts_are_refused():
+@pytest.mark.parametrize("images, says", [
+    (None, "places for image tokens, but images is None"),
+    (pictures(1) / 255, r"must be uint8 .* they are torch.float32"),
+    (pictures(1)[:, :16], r"\(1, 16, 32, 3\)"),
+    (pictures(1).permute(0, 3, 1, 2), r"\(1, 3, 32, 32\)"),
+    (pictures(1)[0], r"\(32, 32, 3\)$"),
+])
+def test_missing_pictures_and_those_of_another_kind_are_refused_by_name(images, says):
+    for call, *last in (("forward", torch.zeros(1, 7) > 0), ("generate", 3, 0)):
+        with pytest.raises(ValueError, match=says):
+            getattr(make_model(), call)(images, *read_rows("uiiiiqw")[:2], *last)
+
+
+def test_other_numbers_of_pictures_and_prompts_that_do_not_fit_are_refused():
+    model = make_model()
     for n in (0, 2):
         with pytest.raises((RuntimeError, IndexError), match="shape mismatch"):
-            make_model()(pictures(n), *read_rows("uiiiiqw"))
+            model(pictures(n), *read_rows("uiiiiqw"))
+    assert model.generate(None, *read_rows("t" * 64)[:2], 3, -1).shape == (1, 3)
+    with pytest.raises(ValueError, match="65 tokens, but the context is 64"):
+        model.generate(None, *read_rows("t" * 65)[:2], 3, -1)
     with pytest.raises(ValueError, match="pad prompts on the left"):
-        make_model().generate(None, *read_rows("tq", "t.")[:2], 3, 0)
+        model.generate(None, *read_rows("tq", "t.")[:2], 3, 0)
 
 
 TEXTS = ["Is there a star in the image?", "a red fish at top-left, a blue cup at center."] * 2
@@ -227,14 +228,3 @@ def test_frequent_words_are_one_token_and_rare_ones_are_bytes():
     assert len(TOKENIZER.encode(" zebra")) == 6  # came once
     assert Tokenizer.build(reversed(TEXTS)).words == Tokenizer.build(TEXTS).words
     assert Tokenizer.build(TEXTS, max_words=2).words == [" a", " at"]
-
-
-def test_an_answer_is_as_long_beside_a_long_prompt_as_alone():
-    model = MultimodalGPT(Config(len(Tokenizer([]).pieces)))
-    model.token.weight.data[:] = torch.linspace(-1, 1, model.config.width)
-    model.token.weight.data[len(SPECIALS) + ord("z")] *= 2  # says z without end
-    short, long = Example(0, "Why?", "x" * 100, ""), Example(0, "y" * 220, "no", "")
-    images = torch.zeros(1, 64, 64, 3, dtype=torch.uint8).numpy()
-    [alone], (beside, _) = (answer(model, Dataset(examples, images, Tokenizer([]), model.config))
-                            for examples in ([short], [short, long]))
-    assert alone == beside == "z" * 101
