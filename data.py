@@ -8,7 +8,7 @@ from collections import Counter, defaultdict, namedtuple
 from contextlib import suppress
 from functools import cache, partial
 from hashlib import sha256
-from itertools import chain, cycle
+from itertools import cycle
 from pathlib import Path, PurePath
 from random import Random
 
@@ -197,7 +197,7 @@ def questions_about(scenes, seed):
             questions.append((exist_question(name), NO_YES[name in present], "exist"))
         pairs_of = unambiguous(scene)
         for kind in ("exist_color", *pairs_of):  # exist_color twice: it takes longest to learn
-            if pairs := pairs_of[kind]:
+            if pairs := sorted(pairs_of[kind]):  # in an order that never depends on hashing
                 pair = min(pairs, key=lambda pair: (used[pair], rng.random()))
                 used[pair] += 1
                 questions.append((*pair, kind))
@@ -223,7 +223,7 @@ class Dataset:
         caption:   <user> image tokens | caption <eos>
 
     Override `layout` for another order, or for two pictures in a prompt: then `picture` of an
-    Example is a pair of indices, and nothing else changes.
+    Example is a pair of indices. The model needs no change.
     """
 
     def __init__(self, examples, images, tokenizer, config, order="image-first"):
@@ -333,8 +333,11 @@ def check_line(where, line, wanted):
 
 
 def read_entries(path):
-    """A .jsonl file as above -> list of dicts. SystemExit names a line that is wrong."""
-    entries, unknown = [], Counter()
+    """A .jsonl file as above -> list of dicts, with the "file" of the picture and its "hash".
+
+    SystemExit names a line that is wrong.
+    """
+    entries, unknown, hash_of = [], Counter(), {}
     for where, entry in read_lines(path):
         texts = [key for key in ("caption", "kind") if key in entry]
         if {"question", "answer"} & entry.keys() or not {"caption", "objects"} & entry.keys():
@@ -343,9 +346,11 @@ def read_entries(path):
         names = entry.get("objects", [])
         if not isinstance(names, list) or not all(isinstance(x, str) and x.strip() for x in names):
             raise SystemExit(f'{where}: a list "objects" of names is wanted; given: {names!r:.99}')
-        entry["objects"] = [name.strip().lower() for name in names]  # "Cat " is a cat
         unknown.update(entry.keys() - KEYS)
-        entries.append(entry)
+        file = path.parent / entry["image"]
+        hash_of[file] = hash_of.get(file) or file_hash(file)
+        objects = [name.strip().lower() for name in names]  # "Cat " is a cat
+        entries.append({**entry, "objects": objects, "file": file, "hash": hash_of[file]})
     if unknown:
         print(f"{path}: keys that are not used: {dict(unknown)}")
     if not entries:
@@ -362,38 +367,31 @@ def read_folder(folder, size, seed=0, names=("train", "val")):
     for name in ("train", "val", "test"):
         if name == "train" or (folder / f"{name}.jsonl").exists():
             entries[name] = read_entries(folder / f"{name}.jsonl")
-    known = {thing for lines in entries.values() for e in lines for thing in e["objects"]}
-    if "val" in entries and "train" not in names:
-        del entries["train"]  # nobody asks for its pictures
-    paths = {folder / e["image"]: None for lines in entries.values() for e in lines}
-    hash_of = dict(zip(paths, thread_map(file_hash, paths, desc=f"reading {folder}")))
-    for e in chain(*entries.values()):
-        e["hash"] = hash_of[folder / e["image"]]
+    known = sorted({thing for lines in entries.values() for e in lines for thing in e["objects"]})
     hold_out(folder, entries)
-    entries.setdefault("test", entries["val"])
-    path_of = {e["hash"]: folder / e["image"] for name in names for e in entries[name]}
-    pictures = load_pictures(path_of, size)
-    return [make_part(pictures, entries[name], sorted(known), seed) for name in names]
+    if "train" in names and not entries["train"]:
+        raise SystemExit(f"{folder}: not enough pictures: none is left to train on")
+    pictures = load_pictures({e["hash"]: e["file"] for x in names for e in entries[x]}, size)
+    return [make_part(pictures, entries[name], known, seed) for name in names]
 
 
 def hold_out(folder, entries):
-    """Take from the entries of "train" all that is held out, and make "val" if there is none.
+    """Take from the entries of "train" all that is held out; add "val" and "test" if need be.
 
     Who is held out is a property of the picture, the hash of its file: another picture in the
     folder, another order of lines or another name of the file does not change it.
     """
-    train = entries.get("train", [])
-    hashes = sorted({e["hash"] for e in train})
+    train = entries["train"]
     if "val" not in entries:
+        hashes = sorted({e["hash"] for e in train})
         tenth = [x for x in hashes if x < "1a"]  # as hexadecimal digits
         tenth = {*tenth} if 0 < len(tenth) < len(hashes) else {hashes[0]}
         entries["val"] = [e for e in train if e["hash"] in tenth]
-    held_out = {e["hash"] for name in entries if name != "train" for e in entries[name]}
+    entries.setdefault("test", entries["val"])
+    held_out = {e["hash"] for e in entries["val"] + entries["test"]}
     entries["train"] = [e for e in train if e["hash"] not in held_out]
     if out := [e["image"] for e in train if e["hash"] in held_out]:
         print(f"{folder}: {len({*out})} pictures of train.jsonl are held out, such as {out[0]}")
-        if not entries["train"]:
-            raise SystemExit(f"{folder}: not enough pictures: none is left to train on")
 
 
 def make_part(pictures, entries, names, seed):

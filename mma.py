@@ -68,11 +68,11 @@ def attention_mask(modality, generated, attention="mma"):
     real = (q != PAD) & (k != PAD)
     # A row without a single True would be 0/0 in the softmax: padding looks at itself.
     itself = torch.eye(T, dtype=torch.bool, device=modality.device)
-    return ((causal | opened) & real | itself)[:, None]
+    return (((causal | opened) & real) | itself)[:, None]
 
 
 def same_prompt(generated):
-    """Whether no generated token stands after one position and up to the other: (B, T, T) bool.
+    """Whether two positions lie in the same prompt, with no answer between them: (B, T, T) bool.
 
     Only there anything may be opened, so that no generated token reaches an earlier position,
     through any number of layers. It has two consequences:

@@ -35,6 +35,13 @@ class Config:
         return (self.image_size // PATCH) ** 2
 
 
+def linear(inputs, outputs, bias=False, scale=1.0):
+    """nn.Linear whose outputs start about as large as its inputs, times `scale`."""
+    layer = nn.Linear(inputs, outputs, bias)
+    nn.init.normal_(layer.weight, std=scale * inputs ** -0.5)
+    return layer
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; normalized queries and keys keep the logits bounded."""
 
@@ -42,8 +49,8 @@ class Attention(nn.Module):
         super().__init__()
         D = config.width
         self.heads = config.heads
-        self.qkv = nn.Linear(D, 3 * D, bias=False)
-        self.out = nn.Linear(D, D, bias=False)
+        self.qkv = linear(D, 3 * D)
+        self.out = linear(D, D, scale=0)  # as `down` in Block: a block starts as the identity
 
     def queries_keys_values(self, x):
         """x: (B, T, D) -> queries, keys and values, (B, H, T, D/H) each."""
@@ -80,8 +87,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(D, bias=False)
         self.attention = Attention(config)
         self.norm2 = nn.LayerNorm(D, bias=False)
-        self.up = nn.Linear(D, 4 * D, bias=False)
-        self.down = nn.Linear(4 * D, D, bias=False)
+        self.up = linear(D, 4 * D)
+        self.down = linear(4 * D, D, scale=0)
 
     def forward(self, x, mask=None, cache=None):
         x = x + self.attention(self.norm1(x), mask, cache)
@@ -89,13 +96,13 @@ class Block(nn.Module):
         return x + self.down(hidden)
 
 
-def convolve(x, linear):
+def convolve(x, layer):
     """Convolve with 8 x 8 pixels and stride 4: (N, C, h, w) -> (N, out_features, h / 4, w / 4).
 
     Its weights lie in an nn.Linear, because the optimizer Muon takes matrices alone.
     """
-    kernel = linear.weight.unflatten(1, (-1, 8, 8))
-    return F.conv2d(x, kernel, linear.bias, stride=4, padding=2)
+    kernel = layer.weight.unflatten(1, (-1, 8, 8))
+    return F.conv2d(x, kernel, layer.bias, stride=4, padding=2)
 
 
 class ViT(nn.Module):
@@ -107,9 +114,9 @@ class ViT(nn.Module):
         C = D // 4  # channels between the two convolutions
         self.image_shape = (config.image_size, config.image_size, 3)
         # As in "Early Convolutions Help Transformers See Better" (2106.14881).
-        self.convolution1 = nn.Linear(3 * 64, C)
-        self.convolution2 = nn.Linear(C * 64, D)
-        self.position = nn.Parameter(torch.empty(config.image_tokens, D))
+        self.convolution1 = linear(3 * 64, C, bias=True)
+        self.convolution2 = linear(C * 64, D, bias=True)
+        self.position = nn.Parameter(0.02 * torch.randn(config.image_tokens, D))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.vit_layers))
         self.norm = nn.LayerNorm(D, bias=False)
 
@@ -135,18 +142,13 @@ class MultimodalGPT(nn.Module):
         D = config.width
         self.config, self.attention = config, attention
         self.vit = ViT(config)
-        self.projector = nn.Linear(D, D)  # patch features to image tokens
+        self.projector = linear(D, D, bias=True)  # patch features to image tokens
         self.token = nn.Embedding(config.vocab_size, D)  # tied: also the output layer
         self.position = nn.Embedding(config.context, D)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(D, bias=False)
-        for name, p in self.named_parameters():
-            if name.endswith(("out.weight", "down.weight")):
-                nn.init.zeros_(p)  # every block starts as the identity
-            elif "token" in name or "position" in name:
-                nn.init.normal_(p, std=0.02)
-            elif p.dim() == 2:
-                nn.init.normal_(p, std=p.shape[1] ** -0.5)
+        for embedding in (self.token, self.position):
+            nn.init.normal_(embedding.weight, std=0.02)
 
     def mask(self, modality, generated):
         """The mask of all layers, (B, 1, T, T) bool. Override it to try another mask."""

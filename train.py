@@ -284,7 +284,8 @@ class Trainer:
 
     def backward(self, indices):
         """Set the gradients of the loss, the mean over the generated tokens of a batch; returns it.
-        Each process and each thread takes some rows, and the gradients of all are added up."""
+        In one thread of one process this is `self.loss(self.data, indices).backward()`; else each
+        takes some of the rows, and all gradients are added up."""
         tokens = self.data.generated_tokens(indices)
 
         def backward_some(rows):
@@ -405,7 +406,8 @@ def resume(path, parts=None, trainer_class=Trainer, **moved):
     """
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     model, tokenizer, checkpoint = load(folder / "model.pt", "cpu", trainer_class.model_class)
-    options = Namespace(**checkpoint["options"] | moved)
+    options = checkpoint["options"] | {name: str(value) for name, value in moved.items()}
+    options = Namespace(**options)
     trainer = trainer_class(options, folder, model, tokenizer, parts or load_parts(options))
     if trainer.digests != checkpoint["data"]:
         raise SystemExit(f"{folder}: its data ({options.data or 'picture world'}) have changed")

@@ -1,7 +1,7 @@
 """How fast is it? Read after everything else.
 
     python -m extras.bench                                   one table, in under a minute
-    python -m extras.bench --device cuda -- --preset base    options after -- go to train.py
+    python -m extras.bench -- --device cuda --preset base    options after -- go to train.py
 
 Close other programs: timings are noisy. What is compared is measured alternately, A B A B.
 """
@@ -12,10 +12,11 @@ import numpy as np
 from torch.utils.benchmark import timer
 
 import train
-from extras.compare import machine
+from extras.compare import origin
 from extras.figures import table
 
 NEW = 32  # tokens that are generated
+STEPS = 15  # of training, in each stage
 
 
 def alternately(functions, repetitions, warmup=2):
@@ -36,7 +37,7 @@ def row(figure, values):
     return {"figure": figure, "median (min to max)": f"{middle} ({small} to {large})"}
 
 
-def figures(trainer, steps):
+def figures(trainer):
     """Yields the rows of the table."""
     model = trainer.model
 
@@ -46,9 +47,9 @@ def figures(trainer, steps):
 
     for stage in ("pretrain", "sft"):
         trainer.begin(stage)
-        [seconds] = alternately([trainer.train_step], steps)
+        [seconds] = alternately([trainer.train_step], STEPS)
         yield row(f"{stage}: steps per second", 1 / seconds)
-    causal, mma = alternately([lambda: step("causal"), lambda: step("mma")], steps)
+    causal, mma = alternately([lambda: step("causal"), lambda: step("mma")], STEPS)
     yield row("sft: time of a step, mma / causal", mma / causal)
     for rows in (1, 64):
         prompts = trainer.data.batch(range(rows), trainer.device, prompts_only=True)
@@ -61,15 +62,12 @@ def figures(trainer, steps):
 def main():
     """The command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
-    add("--steps", type=int, default=15, help="training steps per stage (default: 15)")
-    add("train", nargs="*", help="after --: options of train.py, such as -- --preset base")
-    options = parser.parse_args()
+    parser.add_argument("train", nargs="*", help="after --: options of train.py")
+    words = parser.parse_args().train
     with TemporaryDirectory() as folder:
-        own = ["--device", str(train.pick_device(options.device)), "--name", f"{folder}/bench"]
-        trainer = train.start(train.parse(["--scenes", "1000", *options.train, *own]))
-    print(f"{machine(trainer.device)}\n\n{table(list(figures(trainer, options.steps)))}")
+        words = ["--scenes", "1000", *words, "--name", f"{folder}/bench"]
+        trainer = train.start(train.parse(words))
+    print(f"{origin(trainer.device)['machine']}\n\n{table(list(figures(trainer)))}")
 
 
 if __name__ == "__main__":

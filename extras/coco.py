@@ -2,29 +2,41 @@
 
     python -m extras.coco DIR    writes DIR/train.jsonl and DIR/val.jsonl
 
-DIR holds train2014/ and val2014/ (or 2017) with pictures, and annotations/ with captions_*.json and
-instances_*.json. VQA v2 (v2_*_questions.json, v2_*_annotations.json) is taken if it is there, too.
-With only one folder of pictures only train.jsonl is written: the trainer holds out a tenth of it.
-POPE asks about pictures of val2014, most of which are in train2017, too: those that its files
-(DIR/coco_pope_*.json or DIR/pope/*.json) ask about are left out.
+DIR holds train2014/ and val2014/, or those of 2017, with pictures, and annotations/ with
+captions_*.json and instances_*.json. VQA v2 (v2_*_questions.json, v2_*_annotations.json) is read if
+it is there, too. With only one folder of pictures only train.jsonl is written: the trainer holds
+out a tenth of it. POPE asks about pictures of val2014, most of which are in train2017, too: those
+that its files (DIR/coco_pope_*.json or DIR/pope/*.json) ask about are left out.
 """
-import argparse
 import json
+import os
 import re
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter, defaultdict
 from pathlib import Path, PurePath
 
 from data import check_line, read_lines
 
+PARTS = ("train2014", "val2014", "train2017", "val2017")  # of one year, the first that is there
+
+
+def outputs(folder):
+    """The train.jsonl and val.jsonl that shall be written. SystemExit if one is there already."""
+    paths = folder / "train.jsonl", folder / "val.jsonl"
+    for path in paths:
+        if os.path.lexists(path):
+            raise SystemExit(f"{path} is there already: delete it first")
+    return paths
+
 
 def read(path, *keys):
     """The lists of objects under the keys of a JSON file. SystemExit if it has none."""
+    print(f"reading {path}")
     try:
         content = json.loads(path.read_text("utf-8-sig"))
         return [[{**entry} for entry in content[key]] for key in keys]
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-        wanted = " and ".join(keys)
-        raise SystemExit(f"{path}: COCO's {wanted} are wanted here, as lists of objects ({error})")
+        raise SystemExit(f"{path}: {', '.join(keys)}: lists of objects are wanted ({error!r:.99})")
 
 
 def clean(text):
@@ -38,15 +50,16 @@ def number(name):
     return re.search(r"\d*$", stem)[0].lstrip("0") or stem
 
 
-def known(annotations, part, categories, objects, left_out):
+def known(annotations, part, categories, objects):
     """Yields (id of a picture, line for the trainer); what is missing in the line is empty."""
     names = {str(entry.get("id")): clean(entry.get("name")) for entry in categories}
     objects_of = defaultdict(list)
     for entry in objects:
+        picture = str(entry.get("image_id"))
         if name := names.get(str(entry.get("category_id"))):
-            objects_of[str(entry.get("image_id"))].append(name)
+            objects_of[picture].append(name)
         else:
-            left_out["objects of an unknown category"] += 1
+            yield picture, {"objects": []}
     for picture in objects_of:
         yield picture, {"objects": objects_of[picture]}
     [captions] = read(annotations / f"captions_{part}.json", "annotations")
@@ -56,7 +69,8 @@ def known(annotations, part, categories, objects, left_out):
         beside = path.name.replace("v2_", "v2_OpenEnded_").replace("annotations", "questions")
         [questions] = read(annotations / beside, "questions")
         texts = {str(entry.get("question_id")): clean(entry.get("question")) for entry in questions}
-        for entry in read(path, "annotations")[0]:
+        [answers] = read(path, "annotations")
+        for entry in answers:
             question = texts.get(str(entry.get("question_id")), "")
             answer = clean(entry.get("multiple_choice_answer"))
             line = {"question": question, "answer": answer, "kind": "vqa"}
@@ -64,70 +78,51 @@ def known(annotations, part, categories, objects, left_out):
 
 
 def convert(folder, part, asked):
-    """The lines about the pictures in DIR/part, but not about those with an id in `asked`.
+    """The lines about the pictures in DIR/part, but not about those with a number in `asked`.
 
     What is left out is counted and printed. SystemExit if nothing is left.
     """
-    annotations, files, lines, left_out = folder / "annotations", {}, [], Counter()
-    there = {path.name for path in (folder / part).iterdir()}
-    instances = read(annotations / f"instances_{part}.json", "images", "categories", "annotations")
-    for image in instances[0]:
+    annotations, there = folder / "annotations", {path.name for path in (folder / part).iterdir()}
+    keys = "images", "categories", "annotations"
+    images, categories, objects = read(annotations / f"instances_{part}.json", *keys)
+    files, lines, left_out = {}, [], Counter()
+    for image in images:
         picture, name = str(image.get("id")), PurePath(str(image.get("file_name"))).name
-        if name not in there:
-            left_out[f"pictures that are not in {part}"] += 1
-        elif {picture, number(name)} & asked:
+        if number(name) in asked:
             left_out["pictures that POPE asks about"] += 1
-        elif picture in files:
-            left_out["pictures with the id of another one"] += 1
+        elif name not in there or picture in files:
+            left_out["pictures without a file or an id of their own"] += 1
         else:
             files[picture] = f"{part}/{name}"
-    for picture, line in known(annotations, part, *instances[1:], left_out):
-        if picture not in files:
-            left_out["entries about other pictures"] += 1
-        elif not all(line.values()):
-            left_out[f"entries with an empty {' or '.join(line)}"] += 1
-        else:
+    for picture, line in known(annotations, part, categories, objects):
+        if picture in files and all(line.values()):
             lines.append(json.dumps({"image": files[picture], **line}) + "\n")
-    print(f"{part}: {len(lines):,} lines about {len(files):,} pictures",
-          *[f"{n:,} {what}" for what, n in left_out.items()], sep="\n  left out: ")
+        else:
+            left_out["entries that are empty or about other pictures"] += 1
+    print(f"{part}: {len(lines):,} lines about {len(files):,} pictures; left out: {dict(left_out)}")
     if not lines:
         raise SystemExit(f"{folder}: nothing is written, there is no line about {part}")
     return lines
 
 
-def convert_all(folder):
-    """Write train.jsonl and val.jsonl. SystemExit if one is there."""
-    outputs = folder / "train.jsonl", folder / "val.jsonl"
-    for path in outputs:
-        if path.exists():
-            raise SystemExit(f"{path} is there already: delete it first")
-    parts = ["train2014", "val2014", "train2017", "val2017"]
-    there = [part for part in parts if (folder / part).is_dir()]
-    if not there:
-        raise SystemExit(f"{folder}: no folder of pictures ({', '.join(parts)}) is in it")
-    taken = [part for part in there if part[-4:] == there[0][-4:]]
-    vqa_v1 = [path.name for path in folder.glob("annotations/mscoco_*_annotations.json")]
-    for name in there[len(taken):] + vqa_v1:
-        print(f"{name} is not taken: only one year is, and only VQA v2")
+def main():
+    """The command line. All is converted before the first file is written."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a folder with COCO")
+    folder = parser.parse_args().folder
+    paths = outputs(folder)
+    parts = [part for part in PARTS if (folder / part).is_dir()]
+    if not parts:
+        raise SystemExit(f"{folder}: no folder of pictures ({', '.join(PARTS)}) is in it")
     asked = set()
     for path in [*folder.glob("coco_pope_*.json"), *folder.glob("pope/*.json")]:
         for where, question in read_lines(path):
             check_line(where, question, [])
             asked.add(number(question["image"]))
-    for path, lines in zip(outputs, [convert(folder, part, asked) for part in taken]):
-        with open(path, "x") as file:
-            file.writelines(lines)
-
-
-def main():
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a folder with COCO")
-    folder = parser.parse_args().folder
-    try:
-        convert_all(folder)
-    except OSError as error:
-        raise SystemExit(f"{folder}: cannot be read or written ({error})")
+    taken = [part for part in parts if part[-4:] == parts[0][-4:]]
+    texts = ["".join(convert(folder, part, asked)) for part in taken]
+    for path, text in zip(paths, texts):
+        path.write_text(text)
 
 
 if __name__ == "__main__":

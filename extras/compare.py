@@ -11,7 +11,6 @@ The last command finds a rate: it asks about validation scenes and writes result
 """
 import json
 import sys
-import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import defaultdict, namedtuple
 from itertools import product
@@ -27,19 +26,18 @@ from eval_pope import SPLITS, ask_own
 from extras.figures import table
 from extras.variants import CCA, OneWay
 
-# options: words for train.py. rate: the learning rate of fine-tuning that was best for POPE on
+# words: options of train.py. rate: the learning rate of fine-tuning that was best for POPE on
 # validation scenes. trainer: of both stages; rows with the same one share their pre-training.
-Row = namedtuple("Row", "options rate trainer", defaults=(train.Trainer,))
-CAUSAL, MMA = ["--attention", "causal"], ["--attention", "mma"]
+Row = namedtuple("Row", "words rate trainer", defaults=(train.Trainer,))
 ROWS = {
-    "causal": Row(CAUSAL, 0.05),
-    "image": Row(["--attention", "image"], 0.03),
-    "prefix": Row(["--attention", "prefix"], 0.03),
-    "mma": Row(MMA, 0.02),
-    "text-first": Row([*CAUSAL, "--order", "text-first"], 0.04),
-    "cca": Row(CAUSAL, 0.02, CCA),
-    "causal-one-way": Row(CAUSAL, 0.04, OneWay),
-    "mma-one-way": Row(MMA, 0.03, OneWay),
+    "causal": Row("--attention causal", 0.05),
+    "image": Row("--attention image", 0.03),
+    "prefix": Row("--attention prefix", 0.03),
+    "mma": Row("--attention mma", 0.02),
+    "text-first": Row("--attention causal --order text-first", 0.04),
+    "cca": Row("--attention causal", 0.02, CCA),
+    "causal-one-way": Row("--attention causal", 0.04, OneWay),
+    "mma-one-way": Row("--attention mma", 0.03, OneWay),
 }
 FIGURES = ("adversarial", "exist", "exist_color", "all questions")
 HOW = ("In %: median of the seeds (lowest to highest). k/n: ahead of the first row in k of n pairs "
@@ -47,57 +45,55 @@ HOW = ("In %: median of the seeds (lowest to highest). k/n: ahead of the first r
 SCENES = 1000  # that are asked about; POPE takes 500 of them
 
 
-def ask_world(run, name, dataset_class):
+def ask_world(run, name):
     """What is asked of a run about pictures, see `compare`."""
     options, size = run[2]["options"], run[0].config.image_size
     if options["data"]:
         [part] = read_folder(options["data"], size, options["seed"], [name])
     else:
         part = make_world(name, SCENES, 0, size)
-    figures = ask_own(run, part, dataset_class)
+    figures = ask_own(run, part)
     pope = {split: figures[split]["accuracy"] for split in SPLITS if split in figures}
     return pope | {"kinds": figures["kinds"], "accuracy": figures["accuracy"]}
 
 
-def trained(options, parts, trainer):
-    """Train a run, or finish it, or find it finished -> its folder. Arguments: see `measured`."""
-    folder = Path("runs", options.name)
-    if not (folder / "model.pt").exists():
-        train.start(options, parts(options), trainer).train()
-    elif not train.load(folder, "cpu", trainer.model_class)[2]["finished"]:
-        train.resume(folder, parts(options), trainer).train()
-    return folder
+def same_options(path, found, given):
+    """SystemExit if what is at the path was made with other words for train.py than those given."""
+    if found != given:
+        words = " ".join(found) or "none"
+        raise SystemExit(f"{path}: made with other options ({words}): take another NAME")
 
 
-def measured(options, trainer, parts, ask, scenes):
-    """Train a run, from the pre-training of its seed and Trainer, and ask it -> its line.
+def trained(options, trainer, parts):
+    """Both stages of a run, trained or resumed where they are not finished -> the loaded run.
 
-    options: of train.py. parts, ask: see `compare`. scenes: "val" or "test".
+    options: of train.py, with `words`, the words that were given for them. The first stage is that
+    of all runs with the same seed and Trainer. parts: see `compare`.
     """
-    version, device = commit(), train.pick_device(options.device)
-    name = Path(options.name).with_name(f"pretrained-{trainer.__name__}-seed{options.seed}")
-    first = vars(options) | {"name": str(name), "order": "image-first", "sft_steps": 0}
-    start = trained(Namespace(**first), parts, trainer)
-    options.pretrained = str(start / "pretrained.pt")
-    began = time.monotonic()
-    folder = trained(options, parts, trainer)
-    seconds = round(time.monotonic() - began)  # of fine-tuning
-    run = train.load(folder, device, trainer.model_class)
-    figures = ask(run, scenes, trainer.dataset_class)
-    return figures | {"seconds": seconds, "commit": version, "machine": machine(device)}
+    shared = Path(options.name).with_name(f"pretrained-{trainer.__name__}-seed{options.seed}")
+    first = {"name": str(shared), "order": "image-first", "sft_steps": 0}
+    first = Namespace(**vars(options) | first)
+    options.pretrained = f"runs/{shared}/pretrained.pt"
+    for stage in (first, options):
+        folder = Path("runs", stage.name)
+        if not (folder / "model.pt").exists():
+            train.start(stage, parts(stage), trainer).train()
+        checkpoint = train.load(folder, "cpu", trainer.model_class)[2]
+        same_options(folder, checkpoint["options"].get("words", []), options.words)
+        if not checkpoint["finished"]:
+            train.resume(folder, parts(stage), trainer).train()
+    return train.load(folder, train.pick_device(options.device), trainer.model_class)
 
 
-def commit():
-    """The commit of the code, with a + if a file of code differs from it."""
-    edited = getoutput("git status --porcelain -- '*.py' 2>/dev/null")
-    return getoutput("git rev-parse --short=7 HEAD 2>/dev/null") + ("+" if edited else "")
-
-
-def machine(device):
-    """The machine in one line."""
+def origin(device):
+    """A dict of the commit of the code, with a + if a file of code differs, and of the machine."""
+    commit = getoutput("git rev-parse --short=7 HEAD 2>/dev/null")
+    if getoutput("git status --porcelain -- '*.py' 2>/dev/null"):
+        commit += "+"
     name = getoutput("sed -n 's/^model name.*: //p' /proc/cpuinfo 2>/dev/null").split("\n")[0]
     name = torch.cuda.get_device_name() if device.type == "cuda" else name or "CPU"
-    return f"{name}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}"
+    machine = f"{name}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}"
+    return {"commit": commit, "machine": machine}
 
 
 def summary(lines, figures=FIGURES):
@@ -105,27 +101,29 @@ def summary(lines, figures=FIGURES):
 
     figures: splits of POPE, kinds of question and "all questions"; unknown ones are left out.
     """
-    runs, rows = defaultdict(dict), []  # (row, rate) -> seed -> figure -> percent
+    groups = defaultdict(dict)  # (row, rate) -> seed -> figure -> share of right answers
     for line in lines:
-        shares = {**line, **line["kinds"], "all questions": line["accuracy"]}
-        percents = {figure: 100 * shares[figure] for figure in figures if figure in shares}
-        runs[line["row"], line["rate"]][line["seed"]] = percents
-    first = next(iter(runs.values()))
-    for (name, rate), found in runs.items():
-        cells = {"row": name, "rate": str(rate), "seeds": str(len(found))}
-        pairs = [(found[seed], first[seed]) for seed in found if seed in first]
-        for figure in percents:
-            values = sorted(run[figure] for run in found.values())
-            ahead = sum(run[figure] > other[figure] for run, other in pairs)
-            against = f" {ahead}/{len(pairs)}" if found is not first else ""
-            cells[figure] = f"{median(values):.1f} ({values[0]:.1f} to {values[-1]:.1f}){against}"
-        rows.append(cells)
+        shares = line | line["kinds"] | {"all questions": line["accuracy"]}
+        groups[line["row"], line["rate"]][line["seed"]] = shares
+    figures = [figure for figure in figures if figure in shares]
+    first = next(iter(groups.values()))
+    rows = []
+    for (name, rate), group in groups.items():
+        rows.append({"row": name, "rate": str(rate), "seeds": str(len(group))})
+        shared = group.keys() & first.keys()  # seeds
+        for figure in figures:
+            percents = [100 * run[figure] for run in group.values()]
+            cell = f"{median(percents):.1f} ({min(percents):.1f} to {max(percents):.1f})"
+            if group is not first:
+                ahead = sum(group[seed][figure] > first[seed][figure] for seed in shared)
+                cell += f" {ahead}/{len(shared)}"
+            rows[-1][figure] = cell
     origins = {f"Commit {line['commit']}, {line['machine']}.": None for line in lines}
     return "\n\n".join([HOW, table(rows), *origins])
 
 
 def arguments(rows, description):
-    """The command line as a namespace; `train` is what stands after --."""
+    """The command line as a namespace; `words` are those after --."""
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("name", help="of the experiment: its lines are in results/NAME.jsonl")
@@ -138,48 +136,46 @@ def arguments(rows, description):
     words = [*sys.argv[1:], "--"]
     end = words.index("--")
     options = parser.parse_args(words[:end])
-    options.train = words[end + 1:-1]
+    options.words = words[end + 1:-1]
     return options
 
 
-def compare(rows, ask, description, parts=train.load_parts, figures=FIGURES):
-    """The command line of experiments: train what has no line yet, then print the table.
+def compare(rows=ROWS, ask=ask_world, description=__doc__, parts=train.load_parts, figures=FIGURES):
+    """The command line: train what has no line yet, then print the table.
 
-    rows: name -> Row. ask: function of (a run as `train.load` returns it, "val" or "test", a
-    dataset class) -> dict of `kinds` (kind of question -> share), `accuracy` (of all questions)
-    and, where there is POPE, the accuracies `random`, `popular` and `adversarial`. parts: function
-    of options -> the two `data.Part`s to train and to validate on. figures: columns of the table.
+    rows: name -> Row. ask: function of (a run as `train.load` returns it, "val" or "test") -> dict
+    of `kinds` (kind of question -> share), `accuracy` (of all questions) and, where there is POPE,
+    the accuracies `random`, `popular` and `adversarial`. parts: function of options -> the two
+    `data.Part`s to train and to validate on. figures: columns of the table.
     """
     options = arguments(rows, description)
     scenes, ending = ("val", "-rates") if options.validate else ("test", "")
     path = Path(f"results/{options.name}{ending}.jsonl")
     path.parent.mkdir(exist_ok=True)
     lines = [line for _, line in read_lines(path)] if path.exists() else []
-    for seed, row in product(options.seeds, options.rows or ("causal", "mma")):
-        for rate in options.rates or [rows[row].rate]:
-            line = {"row": row, "seed": seed, "rate": rate}
+    if options.seeds:
+        for line in lines:
+            same_options(path, line.get("options", []), options.words)
+    for seed, name in product(options.seeds, options.rows or ("causal", "mma")):
+        for rate in options.rates or [rows[name].rate]:
+            line = {"row": name, "seed": seed, "rate": rate}
             if any(line.items() <= other.items() for other in lines):
                 continue
-            print(f"\n{row} at {rate}, seed {seed}", flush=True)
-            own = f"--seed {seed} --sft-lr {rate} --name {options.name}/{row}-{rate}-seed{seed}"
-            given = train.parse([*rows[row].options, *options.train, *own.split()])
-            line |= measured(given, rows[row].trainer, parts, ask, scenes)
+            print(f"\n{name} at {rate}, seed {seed}", flush=True)
+            own = f"--seed {seed} --sft-lr {rate} --name {options.name}/{name}-{rate}-seed{seed}"
+            given = train.parse(rows[name].words.split() + options.words + own.split())
+            given.words = options.words
+            line |= origin(train.pick_device(given.device)) | {"options": options.words}
+            line |= ask(trained(given, rows[name].trainer, parts), scenes)
             lines.append(line)
             with open(path, "a") as file:
                 file.write(json.dumps(line) + "\n")
-    if options.rows:
-        lines = [line for line in lines if line["row"] in options.rows]
-    if options.rates:
-        lines = [line for line in lines if line["rate"] in options.rates]
+    for key, wanted in (("row", options.rows), ("rate", options.rates)):
+        lines = [line for line in lines if line[key] in (wanted or [line[key]])]
     if not lines:
         raise SystemExit(f"{path}: no such run yet; --seeds 0 trains some")
     print(summary(lines, figures))
 
 
-def main():
-    """The command line."""
-    compare(ROWS, ask_world, __doc__)
-
-
 if __name__ == "__main__":
-    main()
+    compare()

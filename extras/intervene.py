@@ -13,12 +13,12 @@ from textwrap import fill
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from data import (FIRST_SEED, NO_YES, OBJECTS, Dataset, Example, Part, draw, exist_question,
-                  make_scene, unambiguous)
+from data import (FIRST_SEED, NO_YES, OBJECTS, Dataset, Example, draw, exist_question, make_scene,
+                  make_world, unambiguous)
 from eval_pope import ask
-from extras.figures import COLORS, INK, PAPER, font, table, write
+from extras.figures import COLORS, blank, put, table, write
 from mma import IMAGE, PAD, TEXT, attention_mask
 from model import MultimodalGPT
 from train import load, pick_device
@@ -61,8 +61,8 @@ class TwoQuestions(Dataset):
     """Examples with a pair (A, B) as prompt and as answer. A stands before B, as OTHER."""
 
     def layout(self, example):
-        return super().layout(example._replace(prompt="".join(example.prompt),
-                                               answer=example.answer[1]))
+        both = "".join(example.prompt)
+        return super().layout(example._replace(prompt=both, answer=example.answer[1]))
 
     def batch(self, indices, device="cpu", prompts_only=False):
         batch = super().batch(indices, device, prompts_only)
@@ -94,13 +94,14 @@ def ask_run(path):
     if options["data"] or (model.attention, options["order"]) != ("mma", "image-first"):
         raise SystemExit(f"{path}: not fine-tuned in the picture world under mma, picture first")
     scenes = [make_scene(FIRST_SEED["val"] + i) for i in range(SCENES)]
-    images = np.stack([draw(scene, model.config.image_size) for scene in scenes])
-    part = Part(images, [], list(pairs_of_questions(scenes)), [])
-    layers = range(model.config.layers)
+    part = make_world("val", SCENES, 0, model.config.image_size)
+    part = part._replace(questions=list(pairs_of_questions(scenes)))
+    layers = [*range(model.config.layers)]
+    swapped = {"no layer": [], "layer 1": [0], "layers 2 and on": layers[1:], "all layers": layers}
     found = {}
-    for name, model.swapped in (("no layer", []), ("layer 1", [0]), ("layers 2 and on", layers[1:]),
-                                ("all layers", layers)):
-        right = defaultdict(list)
+    for name in swapped:
+        model.swapped = swapped[name]
+        right = defaultdict(list)  # kind -> for each pair, whether it is answered for A, and for B
         for pair, text in ask(run, part, TwoQuestions):
             right[pair.kind].append([text == answer for answer in pair.answer])
         found[name] = {kind: np.mean(right[kind], axis=0) for kind in KINDS}
@@ -109,25 +110,26 @@ def ask_run(path):
 
 def draw_layers(runs):
     """An example, and below it the means over runs, as `ask_run` returns them: a Pillow picture."""
-    picture = Image.new("RGB", (1120, 420), PAPER)
-    pen = ImageDraw.Draw(picture)
+    picture, pen = blank(1120, 420)
     scene = make_scene(FIRST_SEED["val"] + 1)
     picture.paste(Image.fromarray(draw(scene, 160)), (20, 20))
-    pen.text((220, 14), "Two questions about a picture: which one is answered?", INK, font(28))
+    put(pen, 220, 14, "Two questions about a picture: which one is answered?", 28, anchor="la")
     pair = next(pair for pair in pairs_of_questions([scene]) if pair.kind == "color")
-    lines = (f"A (only image tokens see it): {pair.prompt[0]} {pair.answer[0]}",
-             f"B (the text sees it): {pair.prompt[1]} {pair.answer[1]}",
-             f"Bars: share of answers to A, to B, to neither; mean of {len(runs)} runs")
-    for y, line, color in zip((64, 100, 136), lines, (*COLORS, INK)):
-        pen.text((220, y), line, color, font(20))
-    for x, (kind, example) in zip(range(220, 1100, 148), KINDS.items()):
-        pen.text((x, 200), fill(example, 14), INK, font(18))
-        for y, layers in ((254, "layer 1"), (334, "layers 2 and on")):
+    a, b = map(" ".join, zip(pair.prompt, pair.answer))
+    bars = f"Bars: share of answers to A, to B, to neither; mean of {len(runs)} runs"
+    put(pen, 220, 64, f"A (only image tokens see it): {a}", 20, COLORS[0], "la")
+    put(pen, 220, 100, f"B (the text sees it): {b}", 20, COLORS[1], "la")
+    put(pen, 220, 136, bars, 20, anchor="la")
+    for y, layers, text in ((254, "layer 1", "A in layer 1,\nB in all others"),
+                            (334, "layers 2 and on", "B in layer 1,\nA in all others")):
+        put(pen, 20, y + 6, text, anchor="la")
+        for i, kind in enumerate(KINDS):
+            x = 220 + 148 * i
             a, b = np.mean([run[layers][kind] for run in runs], axis=0)
             for share, color in ((1, NEITHER), (a + b, COLORS[1]), (a, COLORS[0])):
                 picture.paste(color, (x, y, x + round(136 * share), y + 56))
-    pen.text((20, 260), "A in layer 1,\nB in all others", INK, font(18))
-    pen.text((20, 340), "B in layer 1,\nA in all others", INK, font(18))
+    for i, example in enumerate(KINDS.values()):
+        put(pen, 220 + 148 * i, 200, fill(example, 14), anchor="la")
     return picture
 
 

@@ -1,8 +1,7 @@
 """A third modality, sound beside the picture: what adding a modality takes.
 
-    python -m extras.sound sound                                   print the table of results/
-    python -m extras.sound mine --rows causal mma --seeds 0 1      as in compare.py
-    python -m extras.sound --picture CAUSAL MMA                    draw clips with two runs' answers
+    python -m extras.sound sound                                print the table of results/
+    python -m extras.sound mine --rows causal mma --seeds 0 1   as in compare.py
 
 A clip is a picture of two to eight objects, and a sound. Every kind of object has its own sound;
 a clip plays one to three, some of objects in the picture and some of others. The sound becomes 16
@@ -17,7 +16,6 @@ tokens, one per frame of its spectrogram. A modality of your own takes the same 
 5. A `Trainer` that names both classes, and Parts whose captions and questions speak of both:
    `train.start(train.parse(), parts, YourTrainer).train()`. `train.load` takes the model class.
 """
-import sys
 from collections import namedtuple
 from functools import cache
 from random import Random
@@ -25,22 +23,20 @@ from random import Random
 import numpy as np
 import torch
 import torch.nn as nn
-from PIL import Image, ImageDraw, ImageOps
 
-from data import (FIRST_SEED, IMAGE_ID, NO_YES, OBJECTS, SIZE, SPECIALS, Dataset, Example, Part,
-                  caption, draw, make_scene)
+from data import (FIRST_SEED, IMAGE_ID, NO_YES, OBJECTS, SPECIALS, Dataset, Example, Part, caption,
+                  draw, make_scene)
 from eval_pope import ask
 from extras.compare import Row, compare
-from extras.figures import COLORS, GREEN, INK, PAPER, RED, font, write
 from mma import IMAGE
 from model import MultimodalGPT
-from train import VAL_SCENES, Trainer, accuracy_by_kind, load
+from train import VAL_SCENES, Trainer, accuracy_by_kind
 
 SOUND = 2  # the modality
 SOUND_ID = len(SPECIALS) + 255  # stands where a sound goes: the byte 255 is in no UTF-8 text
-RATE, FRAMES, FRAME, BANDS = 4000, 16, 256, 32  # samples per second; frames; samples of a frame
+FRAMES, FRAME, RATE = 16, 256, 4000  # frames of a sound; samples of a frame, and of a second
+BANDS = 32  # of the spectrum of a frame
 CLIPS = 1000  # that are asked about
-DRAWN = 1, 12, 18, 21  # test questions of four kinds, about four clips
 Clip = namedtuple("Clip", "seed scene heard")  # heard: names of objects, ordered as OBJECTS
 Senses = namedtuple("Senses", "images sounds")  # (N, size, size, 3) uint8, (N, 16, 32) float32
 
@@ -65,13 +61,14 @@ def make_clip(seed):
 def play(name, rng):
     """The sound of an object, (samples,): two tones that are struck one to four times."""
     tone, strokes = divmod(OBJECTS.index(name), 4)
+    interval = (1.25, 1.5, 1.75, 2)[strokes]
     seconds = np.arange(FRAMES * FRAME) / RATE
     pitch = 200 * 2 ** (tone * 2 / 3) * rng.uniform(0.97, 1.03)  # Hz
-    interval = (1.25, 1.5, 1.75, 2)[strokes]
-    tones = np.sin(2 * np.pi * pitch * seconds) + np.sin(2 * np.pi * pitch * interval * seconds)
-    beat = 1 / (strokes + 1)
+    phase = 2 * np.pi * pitch * seconds
+    beat = 1 / (strokes + 1)  # seconds
     since = (seconds + rng.uniform(0, beat)) % beat  # seconds since the last stroke
-    return rng.uniform(0.3, 1) * np.exp(-6 * since) * tones
+    loudness = rng.uniform(0.3, 1) * np.exp(-6 * since)
+    return loudness * (np.sin(phase) + np.sin(interval * phase))
 
 
 def waveform(clip):
@@ -100,19 +97,17 @@ def described(clip):
 
 def questions_about(clip):
     """Yields (question, answer, kind): what has one right answer in a Clip."""
-    objects, heard = clip.scene.objects, clip.heard
-    names = [o.name for o in objects]
-    both = [name for name in heard if name in names]
-    silent = sorted(set(names) - set(heard))
-    yield "What do you hear?", ", ".join(heard), "hear"
-    if len(both) in (0, len(heard)):
+    yield "What do you hear?", ", ".join(clip.heard), "hear"
+    names = {o.name for o in clip.scene.objects}
+    sources = [o for o in clip.scene.objects if o.name in clip.heard]
+    both = {o.name for o in sources}  # heard and seen
+    if len(both) in (0, len(clip.heard)):
         yield "Is what you hear in the image?", NO_YES[bool(both)], "in image"
-    if len(both) == 1 and names.count(both[0]) == 1:
-        o = objects[names.index(both[0])]
-        yield "What color is the thing that you hear?", o.color, "color"
-        yield "Where is the thing that you hear?", o.place, "where"
-    if both and len(silent) == 1:
-        yield "Which thing in the image is silent?", silent[0], "silent"
+    if len(sources) == 1:
+        yield "What color is the thing that you hear?", sources[0].color, "color"
+        yield "Where is the thing that you hear?", sources[0].place, "where"
+    if both and len(names - both) == 1:
+        yield "Which thing in the image is silent?", *(names - both), "silent"
 
 
 @cache
@@ -153,8 +148,8 @@ class SoundDataset(Dataset):
         batch = super().batch(indices, device, prompts_only)
         batch["modality"][batch["ids"] == SOUND_ID] = SOUND
         clips = sorted({self.examples[i].picture for i in indices})  # each once, as the pictures
-        batch["images"] = Senses(batch["images"], torch.from_numpy(self.sounds[clips]).to(device))
-        return batch
+        sounds = torch.from_numpy(self.sounds[clips]).to(device)
+        return batch | {"images": Senses(batch["images"], sounds)}
 
 
 class SoundGPT(MultimodalGPT):
@@ -183,52 +178,28 @@ class TextEdges(Sound):
             return super().mask(modality.clamp(max=IMAGE), generated)
 
 
-WORDS = "--batch-size 96 --pretrain-steps 800 --sft-steps 1600 --attention".split()
-ROWS = {name: Row([*WORDS, name], 0.005, Sound) for name in ("causal", "image", "prefix")}
-ROWS |= {"mma": Row([*WORDS, "mma"], 0.01, Sound),
-         "mma-edges-to-text": Row([*WORDS, "mma"], 0.01, TextEdges)}
+WORDS = "--batch-size 96 --pretrain-steps 800 --sft-steps 1600 --attention"
+ROWS = {
+    "causal": Row(f"{WORDS} causal", 0.005, Sound),
+    "image": Row(f"{WORDS} image", 0.005, Sound),
+    "prefix": Row(f"{WORDS} prefix", 0.005, Sound),
+    "mma": Row(f"{WORDS} mma", 0.01, Sound),
+    "mma-edges-to-text": Row(f"{WORDS} mma", 0.01, TextEdges),
+}
 FIGURES = ("hear", "in image", "color", "where", "silent", "all questions")
 
 
-def ask_clips(run, name, dataset_class):
+def ask_clips(run, name):
     """The figures of a run for its line in the results. name: "val" or "test"."""
     part = make_clips(name, CLIPS, run[0].config.image_size)
-    given = ask(run, part, dataset_class)
-    right = np.mean([text == example.answer for example, text in given])
-    return {"kinds": accuracy_by_kind(*zip(*given))[0], "accuracy": float(right)}
-
-
-def draw_clips(part, answers):
-    """The DRAWN questions with their clips. answers: mask -> what a run answers to them."""
-    picture = Image.new("RGB", (340 * len(DRAWN), 570), PAPER)
-    pen = ImageDraw.Draw(picture)
-    for i, example in enumerate(part.questions[j] for j in DRAWN):
-        x, clip = 64 + 340 * i, make_clip(FIRST_SEED["test"] + example.picture)
-        picture.paste(Image.fromarray(draw(clip.scene, 256)), (x, 20))
-        levels = part.images.sounds[example.picture].T[::-1]  # low tones below
-        gray = Image.fromarray(np.uint8(127 * (1 + levels.clip(-1, 1))))
-        heard = ImageOps.colorize(gray, PAPER, INK, mid=COLORS[1])
-        picture.paste(heard.resize((256, 128), Image.NEAREST), (x, 290))
-        for tick in (0, 1, 2):  # of the three on each axis
-            pen.text((x - 6, 418 - 64 * tick), f"{1000 * tick} Hz", INK, font(13), anchor="rm")
-            pen.text((x + 125 * tick, 424), f"{tick / 2:g} s", INK, font(13), anchor="ma")
-        lines = [(f"plays: {', '.join(clip.heard)}", INK), (example.prompt, INK)]
-        for mask, texts in answers.items():
-            lines.append((f"{mask}: {texts[i]}", GREEN if texts[i] == example.answer else RED))
-        for j, (text, color) in enumerate(lines):
-            pen.text((x, 448 + 26 * j), text, color, font(15))
-    return picture
+    given = ask(run, part, SoundDataset)
+    right = [text == example.answer for example, text in given]
+    return {"kinds": accuracy_by_kind(*zip(*given))[0], "accuracy": sum(right) / len(right)}
 
 
 def main():
     """The command line."""
-    if sys.argv[1:2] != ["--picture"]:
-        return compare(ROWS, ask_clips, __doc__, sound_parts, FIGURES)
-    part, answers = make_clips("test", 8, SIZE), {}
-    for run in [load(path, model_class=SoundGPT) for path in sys.argv[2:]]:
-        given = ask(run, part._replace(questions=[part.questions[i] for i in DRAWN]), SoundDataset)
-        answers[run[0].attention] = [text for _, text in given]
-    write(draw_clips(part, answers), "results/sound.png")
+    compare(ROWS, ask_clips, __doc__, sound_parts, FIGURES)
 
 
 if __name__ == "__main__":

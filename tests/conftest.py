@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import driving
+import train
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +31,6 @@ def folder(tmp_path):
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """tiny(options) starts a tiny run in an empty folder; the caller trains it."""
-    import driving
-    import train
-
     monkeypatch.chdir(tmp_path)
     for name, value in driving.SMALL.items():
         monkeypatch.setattr(train, name, value)

@@ -11,18 +11,14 @@ FINE_TUNING = "--scenes 64 --batch-size 8 --sft-steps 10 --save-every 0 --device
 TINY = FROM_NOTHING + FINE_TUNING
 
 
-def float32(device):
-    """In place of `train.autocast`, where two ways to compute the same are compared."""
-    return torch.autocast(device.type, enabled=False)
-
-
 def sgd(model, rate):
     """In place of `train.make_optimizers`: Muon and Adam magnify rounding."""
     return [torch.optim.SGD(model.parameters(), lr=0.1)]
 
 
 # What replaces the names of train.py in runs of few steps.
-SMALL = {"LOG_EVERY": 2, "EVAL_EVERY": 4, "VAL_SCENES": 4, "autocast": float32}
+SMALL = {"LOG_EVERY": 2, "EVAL_EVERY": 4, "VAL_SCENES": 4,
+         "autocast": lambda device: torch.autocast(device.type, enabled=False)}
 
 
 def write_lines(path, lines):

@@ -12,7 +12,8 @@ def test_functions_are_timed_alternately_and_figures_are_medians():
 
 def test_every_figure_is_printed(monkeypatch, capsys):
     monkeypatch.setattr(bench, "NEW", 2)
-    monkeypatch.setattr("sys.argv", ["bench", "--steps=1", "--device=cpu", "--", *TINY])
+    monkeypatch.setattr(bench, "STEPS", 1)
+    monkeypatch.setattr("sys.argv", ["bench", "--", *TINY])
     bench.main()
     printed = capsys.readouterr().out
     for figure in ("pretrain: steps per second", "sft: steps per second", "mma / causal",

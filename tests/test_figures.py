@@ -1,11 +1,11 @@
 """The pictures of the README show what the code computes."""
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
-from data import Example
-from driving import write_lines
-from extras import figures
+from data import Example, read_lines
+from extras import compare, figures, sound
 
 
 def test_mma_opens_the_columns_of_the_question_in_the_rows_of_image_tokens():
@@ -33,23 +33,22 @@ def test_scenes_with_wrong_answers_are_chosen_and_the_wrong_answers_are_red(monk
     assert not red[:, :634].any()
 
 
-def test_a_circle_is_drawn_per_run_at_its_accuracy(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "results").mkdir()
-    lines = [{"row": "causal", "rate": 0.05, "accuracy": share} for share in (0.6, 0.75, 0.8)]
-    lines += [{"row": "causal", "rate": 0.02, "accuracy": 0.9},  # not the rate of this row
-              {"row": "mma", "rate": 0.02, "accuracy": 1.0}]
-    write_lines(tmp_path / "results/default.jsonl", lines)
-    monkeypatch.setattr(figures, "SETTINGS", figures.SETTINGS[:1])
+def test_a_circle_is_drawn_per_run_at_its_accuracy(monkeypatch):
+    runs = [("causal", 0.05, 0.6), ("causal", 0.05, 0.75), ("causal", 0.05, 0.8),
+            ("causal", 0.02, 0.9),  # not the first rate of this row
+            ("mma", 0.02, 1.0)]
+    lines = [(None, dict(zip(("row", "rate", "accuracy"), run))) for run in runs]
+    monkeypatch.setattr(figures, "read_lines", {"results/default.jsonl": lines}.get)
+    monkeypatch.setattr(figures, "SETTINGS", {"default": figures.SETTINGS["default"]})
     strip = np.array(figures.draw_strips())[:63, 300:]
     columns = (strip == figures.COLORS[0]).all(-1).any(0).nonzero()[0] + 300
     assert {*columns} == {*range(455, 466), *range(695, 706), *range(775, 786)}  # 16 per percent
 
 
-def test_the_columns_of_a_table_line_up():
-    rows = [{"row": "mma", "n": "1"}, {"row": "causal", "n": "10"}]
-    assert figures.table(rows) == """\
-| row    | n  |
-| ---    | -  |
-| mma    | 1  |
-| causal | 10 |"""
+def test_the_first_rate_of_a_row_in_results_is_its_best():
+    results = Path(figures.__file__).parent.parent / "results"
+    for name, (_, *rows) in figures.SETTINGS.items():
+        best = (sound if name == "sound" else compare).ROWS
+        lines = [line for _, line in read_lines(results / f"{name}.jsonl")]
+        for row in rows:
+            assert next(line["rate"] for line in lines if line["row"] == row) == best[row].rate

@@ -1,8 +1,11 @@
 """What is changed in a trained model is what the interventions say, and nothing else."""
+from pathlib import Path
+
 import pytest
 import torch
 
 from data import Dataset, Example, Tokenizer, draw, make_scene
+from driving import refused
 from extras import intervene
 from extras.intervene import OTHER, Intervened, TwoQuestions
 from mma import IMAGE, TEXT
@@ -53,23 +56,22 @@ def test_question_a_comes_in_through_swapped_layers_alone(swapped):
         assert torch.allclose(both, other, rtol=1e-7) == (swapped == [])
 
 
-def test_a_run_becomes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "results").mkdir()
-    options = {"data": None, "order": "image-first"}
-    torch.save({"config": vars(CONFIG), "words": TOKENIZER.words, "attention": "mma",
-                "weights": Intervened(CONFIG).state_dict(), "trained_on": [], "options": options},
-               "model.pt")
+def test_a_run_becomes_a_table_and_a_picture(tiny, monkeypatch, capsys):
     def answer_a(model, dataset):
         """The answer of A wherever image tokens see it, or that of B."""
         for pair in dataset.examples:
             assert pair.prompt[0] != pair.prompt[1] and pair.answer[0] != pair.answer[1]
         return [pair.answer[model.swapped == []] for pair in dataset.examples]
 
-    monkeypatch.setattr("sys.argv", ["intervene", "model.pt"])
+    trainer = tiny("--layers", 2, "--name", "one")
+    Path("results").mkdir()
+    monkeypatch.setattr("sys.argv", ["intervene", "runs/one"])
     monkeypatch.setattr(intervene, "SCENES", 20)
     monkeypatch.setattr("eval_pope.answer", answer_a)
+    refused("not fine-tuned", intervene.main)
+    trainer.begin("sft")
+    trainer.save()
     intervene.main()
     rows = capsys.readouterr().out.split("\n")
     assert [row.count("100% 0%") for row in rows if row.startswith("| ")][2:] == [0, 6, 6, 6]
-    assert (tmp_path / "results/layers.png").exists()
+    assert Path("results/layers.png").exists()
