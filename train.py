@@ -109,22 +109,43 @@ def pick_device(name=None):
 
 def autocast(device):
     """bfloat16 where the hardware is faster in it: GPUs, and CPUs with AVX512-BF16."""
-    fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+    fast = {"cpu": torch.cpu._is_avx512_bf16_supported(),
+            "cuda": torch.cuda.is_bf16_supported(including_emulation=False)}
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast.get(device.type, False))
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024): momentum, made orthogonal before each step. As torch.optim.Muon,
+    but in float32 where `autocast` is: on CPUs that know no bfloat16 a step takes a quarter."""
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            if p.grad is None:  # of a frozen ViT
+                continue
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+            momentum = self.state[p]["momentum"].lerp_(p.grad, 0.05)
+            x, tall = p.grad.lerp(momentum, 0.95), len(p) > p.shape[1]
+            with autocast(p.device):
+                x = (x.T if tall else x) / x.norm().clamp(min=1e-7)
+                for _ in range(5):  # Newton and Schulz: all singular values of x approach 1
+                    gram = x @ x.T
+                    x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+            rate = self.param_groups[0]["lr"] * max(1, len(p) / p.shape[1]) ** 0.5
+            p.add_(x.T if tall else x, alpha=-rate)
 
 
 def make_optimizers(model, lr):
-    """Muon (Jordan et al. 2024) for all matrices that mix features, AdamW for everything else."""
+    """Muon for all matrices that mix features, AdamW for everything else."""
     matrices, rest = [], []
     for name, p in model.named_parameters():
         embedding = "token" in name or "position" in name
         group = matrices if p.dim() == 2 and not embedding else rest
         group.append(p)
     return [
-        torch.optim.Muon(matrices[::2], lr, weight_decay=0),  # two, to run side by side
-        torch.optim.Muon(matrices[1::2], lr, weight_decay=0),
+        Muon(matrices[::2], {"lr": lr}),  # two, to run side by side
+        Muon(matrices[1::2], {"lr": lr}),
         torch.optim.AdamW(rest, 0.3 * lr, betas=(0.9, 0.95), weight_decay=0, fused=True),
     ]
 
@@ -179,8 +200,8 @@ def accuracy_by_kind(examples, answers):
 
 def percents(shares):
     """Shares of 1 in percent, and numbers as they are: "exist 97.5  color 88.0  n 250"."""
-    texts = [f"{name} {x if type(x) is int else f'{100 * x:.1f}'}" for name, x in shares.items()]
-    return "  ".join(texts)
+    texts = {name: x if type(x) is int else f"{100 * x:.1f}" for name, x in shares.items()}
+    return "  ".join(f"{name} {text}" for name, text in texts.items())
 
 
 class Trainer:
@@ -206,9 +227,9 @@ class Trainer:
         # Both stages' data at once: what is wrong with them is said before the first step.
         first = "captions" if parts[0].captions else "questions"  # one can learn to see from both
         self.data_of = {"pretrain": self.datasets(first), "sft": self.datasets("questions")}
-        # On a CPU two halves of a batch side by side are faster than operations on all cores:
-        # 1.3 times in pretrain and 1.6 times in sft, on two cores of an EPYC. No more than two,
-        # because then it does not matter to the sum which of them ends first.
+        # On a CPU two halves of a batch, and of the weights, side by side are 1.2 times as fast as
+        # operations on all cores (two cores of an EPYC). Not more than two: then it does not matter
+        # to the sum which of them ends first.
         self.threads = 2 if self.device.type == "cpu" and PROCESSES == 1 else 1
         cores = max(1, torch.get_num_threads() // self.threads)  # of each thread
         self.pool = ThreadPoolExecutor(self.threads, "half", torch.set_num_threads, [cores])
@@ -226,8 +247,7 @@ class Trainer:
         options = self.options
         self.stage, self.step = stage, 0
         self.data, self.val = self.data_of[stage]
-        # Pictures of a batch, and rows about each of them.
-        self.batch_shape = max(1, options.batch_size // 4), options.questions
+        self.batch_shape = max(1, options.batch_size // 4), options.questions  # pictures, rows each
         if stage == "pretrain":
             self.steps, rate = options.pretrain_steps, options.pretrain_lr
             self.model.attention = "causal"
@@ -342,8 +362,8 @@ class Trainer:
             "attention": self.model.attention, "weights": self.model.state_dict(),
             "options": vars(self.options), "finished": finished, "stage": self.stage,
             "step": self.step, "log": self.log, "data": self.digests,
-            "trained_on": self.trained_on,
-            "optimizers": [o.state_dict() for o in self.optimizers if not finished]}
+            "trained_on": self.trained_on, "optimizers": [
+                optimizer.state_dict() for optimizer in self.optimizers if not finished]}
         # The file `name` is at every moment the whole old or the whole new one.
         with open(self.folder / "model.tmp", "wb") as file:
             torch.save(content, file)
@@ -354,14 +374,14 @@ def load_parts(options):
     """The two `data.Part`s to train and to validate on."""
     if options.data:
         return read_folder(options.data, options.image_size, options.seed)
-    train = make_world("train", options.scenes, options.seed, options.image_size)
-    return [train, make_world("val", VAL_SCENES, 0, options.image_size)]
+    return [make_world("train", options.scenes, options.seed, options.image_size),
+            make_world("val", VAL_SCENES, 0, options.image_size)]
 
 
 def start(options, parts=None, trainer_class=Trainer):
     """A Trainer for a new run. parts: in place of those that the options name."""
     folder = Path("runs", options.name or f"{options.attention}-seed{options.seed}")
-    leftover = folder.exists()  # of a run that ended before its first checkpoint
+    leftover = folder.exists()  # a run may have ended before its first checkpoint
     taken = f"{folder} exists: give another --name, or go on with --resume {folder}"
     if (folder / "model.pt").exists() and RANK == 0:
         raise SystemExit(taken)
@@ -370,8 +390,7 @@ def start(options, parts=None, trainer_class=Trainer):
         if checkpoint["stage"] != "pretrain" or not checkpoint["finished"]:
             raise SystemExit(f"{options.pretrained}: no finished pre-training (a pretrained.pt)")
         options.pretrain_steps = 0
-        for name in SIZES:
-            setattr(options, name, getattr(model.config, name))
+        vars(options).update({name: getattr(model.config, name) for name in SIZES})
     train, val = parts or load_parts(options)
     if not train.captions + train.questions:
         raise SystemExit(f"{options.data}: no captions, no questions, nothing to train on")
@@ -406,8 +425,8 @@ def resume(path, parts=None, trainer_class=Trainer, **moved):
     """
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     model, tokenizer, checkpoint = load(folder / "model.pt", "cpu", trainer_class.model_class)
-    options = checkpoint["options"] | {name: str(value) for name, value in moved.items()}
-    options = Namespace(**options)
+    moved = {name: str(value) for name, value in moved.items()}
+    options = Namespace(**checkpoint["options"] | moved)
     trainer = trainer_class(options, folder, model, tokenizer, parts or load_parts(options))
     if trainer.digests != checkpoint["data"]:
         raise SystemExit(f"{folder}: its data ({options.data or 'picture world'}) have changed")
@@ -422,8 +441,6 @@ def resume(path, parts=None, trainer_class=Trainer, **moved):
 def main():
     """The command line."""
     sys.stdout.reconfigure(errors="backslashreplace")  # no name of a file ends a run
-    if not hasattr(torch.optim, "Muon"):
-        raise SystemExit(f"torch {torch.__version__} is too old: 2.9 or newer is wanted")
     options = parse()
     if PROCESSES > 1:
         if pick_device(options.device).type == "cuda":
@@ -444,7 +461,7 @@ def main():
     except OSError as error:
         raise SystemExit(f"{trainer.folder} cannot be written ({error})")
     if RANK == 0:
-        print(f"next: python eval_pope.py {trainer.folder}", flush=True)
+        print(f"next: python -m extras.sample, python eval_pope.py {trainer.folder}", flush=True)
     if PROCESSES > 1:
         os._exit(0)  # threads of torch that still hold a tensor would abort a normal end
 

@@ -65,6 +65,18 @@ def test_another_seed_gives_another_run_and_bfloat16_nearly_the_same(tiny, monke
     assert other[0] != first[0] != found[0] and found == pytest.approx(first, rel=0.02)
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (24, 8), (8, 24)])
+def test_muon_takes_the_steps_of_torch_but_for_rounding(shape):
+    ours, theirs = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))
+    steps = train.Muon([ours], {"lr": 0.1}), torch.optim.Muon([theirs], 0.1, weight_decay=0)
+    for _ in range(5):
+        ours.grad = theirs.grad = torch.randn(shape)
+        for optimizer in steps:
+            optimizer.step()
+    assert_close(ours, theirs, atol=0.02, rtol=0)  # torch computes in bfloat16
+    assert (ours - 1).abs().mean() > 0.05  # they have moved
+
+
 def test_the_learning_rate_rises_stays_and_falls_linearly_to_zero(tiny):
     trainer = tiny("--pretrain-steps", 100, "--pretrain-lr", 0.04)
     factors = {0: 1 / 20, 9: 1 / 2, 19: 1, 20: 1, 50: 1, 70: 1, 85: 1 / 2, 97: 1 / 10, 99: 1 / 30}
