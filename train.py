@@ -137,12 +137,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model, lr):
-    """Muon for all matrices that mix features, AdamW for everything else."""
-    matrices, rest = [], []
-    for name, p in model.named_parameters():
-        embedding = "token" in name or "position" in name
-        group = matrices if p.dim() == 2 and not embedding else rest
-        group.append(p)
+    """Muon for the matrices of all nn.Linear, AdamW for everything else."""
+    matrices = [layer.weight for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    rest = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
     return [
         Muon(matrices[::2], {"lr": lr}),  # two, to run side by side
         Muon(matrices[1::2], {"lr": lr}),
