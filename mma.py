@@ -87,8 +87,8 @@ def same_prompt(generated):
 
 def mask_mod(modality, generated, attention="mma"):
     """For FlexAttention: `create_block_mask(mask_mod(modality, generated), B, None, T, T)`."""
-    mask = attention_mask(modality, generated, attention)
-    return lambda b, h, q, k: mask[b, 0, q, k]
+    mask = attention_mask(modality, generated, attention)[:, 0]  # (B, T, T)
+    return lambda b, h, q, k: mask[b, q, k]
 
 
 def check(modality, generated):
