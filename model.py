@@ -5,7 +5,7 @@ vectors, some from the picture and some from the token embedding, and a mask of 
 
 Shapes: B rows, T positions, D width, H heads, N pictures, n image tokens per picture (one per
 patch), S positions in the KV cache, V vocabulary. With the default sizes a picture of 64 x 64
-pixels becomes n = 16 image tokens of D = 128 numbers, and a question about it a row of about T = 28.
+pixels becomes n = 16 image tokens of D = 128 numbers; a question and its answer are T = 28 tokens.
 """
 from dataclasses import dataclass
 
