@@ -76,9 +76,11 @@ def parse(words=None):
     for name, (default, meaning) in OPTIONS.items():
         if default is False:
             parser.add_argument(f"--{name}", action="store_true", help=meaning)
+        elif default is None:
+            parser.add_argument(f"--{name}", help=meaning)
         else:
-            parser.add_argument(f"--{name}", type=str if default is None else type(default),
-                                choices=CHOICES.get(name), help=f"{meaning} (default: {default})")
+            parser.add_argument(f"--{name}", type=type(default), choices=CHOICES.get(name),
+                                help=f"{meaning} (default: {default})")
     given = vars(parser.parse_args(words))
     defaults = {name.replace("-", "_"): default for name, (default, _) in OPTIONS.items()}
     options = defaults | PRESETS[given.get("preset", "tiny")] | given
@@ -109,9 +111,10 @@ def pick_device(name=None):
 
 def autocast(device):
     """bfloat16 where the hardware is faster in it: GPUs, and CPUs with AVX512-BF16."""
-    fast = {"cpu": torch.cpu._is_avx512_bf16_supported(),
-            "cuda": torch.cuda.is_bf16_supported(including_emulation=False)}
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast.get(device.type, False))
+    fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 
 class Muon(torch.optim.Optimizer):
@@ -120,20 +123,22 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        for p in self.param_groups[0]["params"]:
-            if p.grad is None:  # of a frozen ViT
-                continue
-            if not self.state[p]:
-                self.state[p]["momentum"] = torch.zeros_like(p)
-            momentum = self.state[p]["momentum"].lerp_(p.grad, 0.05)
-            x, tall = p.grad.lerp(momentum, 0.95), len(p) > p.shape[1]
-            with autocast(p.device):
-                x = (x.T if tall else x) / x.norm().clamp(min=1e-7)
-                for _ in range(5):  # Newton and Schulz: all singular values of x approach 1
-                    gram = x @ x.T
-                    x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
-            rate = self.param_groups[0]["lr"] * max(1, len(p) / p.shape[1]) ** 0.5
-            p.add_(x.T if tall else x, alpha=-rate)
+        [group] = self.param_groups
+        with autocast(group["params"][0].device):
+            for p in group["params"]:
+                if p.grad is not None:  # else it is of a frozen ViT
+                    self.update(p, group["lr"])
+
+    def update(self, p, lr):
+        if not self.state[p]:
+            self.state[p]["momentum"] = torch.zeros_like(p)
+        momentum = self.state[p]["momentum"].lerp_(p.grad, 0.05)
+        x, tall = p.grad.lerp(momentum, 0.95), len(p) > p.shape[1]
+        x = (x.T if tall else x) / x.norm().clamp(min=1e-7)
+        for _ in range(5):  # Newton and Schulz: all singular values of x approach 1
+            gram = x @ x.T
+            x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+        p.add_(x.T if tall else x, alpha=-lr * max(1, len(p) / p.shape[1]) ** 0.5)
 
 
 def make_optimizers(model, lr):
@@ -417,9 +422,7 @@ def start(options, parts=None, trainer_class=Trainer):
 
 def resume(path, parts=None, trainer_class=Trainer, **moved):
     """A Trainer for a run that was interrupted, as it was when it was saved; see `start`.
-
-    moved: a new `device`, or a new place of the `data`.
-    """
+    moved: a new `device`, or a new place of the `data`."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     model, tokenizer, checkpoint = load(folder / "model.pt", "cpu", trainer_class.model_class)
     moved = {name: str(value) for name, value in moved.items()}
