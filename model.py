@@ -7,7 +7,7 @@ Shapes: B rows, T positions, D width, H heads, N pictures, n image tokens per pi
 patch), S positions in the KV cache, V vocabulary. With the default sizes a picture of 64 x 64
 pixels becomes n = 16 image tokens of D = 128 numbers; a question and its answer are T = 28 tokens.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn as nn
@@ -45,11 +45,11 @@ def linear(inputs, outputs, bias=False, scale=1.0):
 class Attention(nn.Module):
     """Multi-head self-attention; normalized queries and keys keep the logits bounded."""
 
-    def __init__(self, config):
+    def __init__(self, config, scale=1.0):
         super().__init__()
         D = config.width
         self.heads = config.heads
-        self.qkv = linear(D, 3 * D)
+        self.qkv = linear(D, 3 * D, scale=scale)
         self.out = linear(D, D, scale=0)  # as `down` in Block: a block starts as the identity
 
     def queries_keys_values(self, x):
@@ -79,15 +79,18 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block; ViT and decoder differ in the mask alone."""
+    """A pre-norm transformer block; ViT and decoder differ in the mask alone.
 
-    def __init__(self, config):
+    scale: of the first weights. The optimizer's steps count twice as much for half as large ones.
+    """
+
+    def __init__(self, config, scale=1.0):
         super().__init__()
         D = config.width
         self.norm1 = nn.LayerNorm(D, bias=False)
-        self.attention = Attention(config)
+        self.attention = Attention(config, scale)
         self.norm2 = nn.LayerNorm(D, bias=False)
-        self.up = linear(D, 4 * D)
+        self.up = linear(D, 4 * D, scale=scale)
         self.down = linear(4 * D, D, scale=0)
 
     def forward(self, x, mask=None, cache=None):
@@ -145,10 +148,15 @@ class MultimodalGPT(nn.Module):
         self.projector = linear(D, D, bias=True)  # patch features to image tokens
         self.token = nn.Embedding(config.vocab_size, D)  # tied: also the output layer
         self.position = nn.Embedding(config.context, D)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.new_decoder(config.layers)
         self.norm = nn.LayerNorm(D, bias=False)
         for embedding in (self.token, self.position):
             nn.init.normal_(embedding.weight, std=0.02)
+
+    def new_decoder(self, layers, scale=1.0):
+        """Blocks that have learned nothing yet in place of those of the decoder."""
+        self.config = replace(self.config, layers=layers)
+        self.blocks = nn.ModuleList(Block(self.config, scale) for _ in range(layers))
 
     def mask(self, modality, generated):
         """The mask of all layers, (B, 1, T, T) bool. Override it to try another mask."""

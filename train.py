@@ -1,7 +1,10 @@
 """Train the model from nothing in two stages. Read `data.py` before, `eval_pope.py` after.
 
-    pretrain  pictures -> captions, causal attention: ViT, projector and decoder learn to see
-    sft       pictures + questions -> answers, under --attention: the one place where MMA comes in
+    pretrain  pictures -> captions, causal attention: ViT and projector learn to see. The small
+              decoder that writes the captions is thrown away.
+    sft       pictures + questions -> answers, under --attention, the one place where MMA comes in:
+              a new decoder learns to answer. One that writes captions already looks things up
+              without the question, and learns more slowly to use it.
 
 `python train.py` runs both and leaves runs/NAME/ with model.pt, pretrained.pt (the same before
 fine-tuning) and metrics.jsonl. `torchrun --nproc_per_node=N train.py` uses N processes.
@@ -14,7 +17,6 @@ import zipfile
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -34,9 +36,10 @@ VAL_SCENES = 128
 VAL_TEXTS = 1500  # of a validation, at most
 RANK = int(os.environ.get("RANK", 0))  # under torchrun: the number of this process
 PROCESSES = int(os.environ.get("WORLD_SIZE", 1))  # and how many there are
+CAPTION_LAYERS = 2  # blocks of the decoder of pretrain: with four it learns captions later
 WARMUP = 20  # steps in which the learning rate rises
 COOLDOWN = 0.3  # last share of a stage, in which it falls to 0
-SIZES = [field.name for field in fields(Config)][1:]  # all but that of the vocabulary
+SIZES = "width", "heads", "vit_layers", "image_size", "context"  # of both stages
 OPTIONS = {  # name: (default, meaning)
     "attention": ("mma", "mask of fine-tuning"),
     "order": ("image-first", "of picture and question in a row"),
@@ -46,6 +49,7 @@ OPTIONS = {  # name: (default, meaning)
     "name": (None, "folder under runs/, in place of ATTENTION-seedSEED"),
     "device": (None, "cpu, cuda, mps, ... in place of the best there is"),
     "preset": ("tiny", "base: sizes for a GPU"),
+    "keep-decoder": (False, "one decoder in both stages, in place of a new one in sft"),
     "train-vit": (False, "train the ViT in fine-tuning, too"),
     "seed": (0, "of the weights, the questions and the batches"),
     "width": (Config.width, "width of the ViT and of the decoder"),
@@ -57,8 +61,8 @@ OPTIONS = {  # name: (default, meaning)
     "scenes": (20_000, "training scenes of the picture world"),
     "batch-size": (64, "pictures in a batch of pretrain; sft takes a quarter of them"),
     "questions": (8, "questions about each picture of a batch"),
-    "pretrain-steps": (900, "steps of the first stage"),
-    "sft-steps": (700, "steps of the second stage"),
+    "pretrain-steps": (700, "steps of the first stage"),
+    "sft-steps": (450, "steps of the second stage"),
     "pretrain-lr": (0.02, "highest learning rate of Muon in pretrain"),
     "sft-lr": (0.02, "highest learning rate of Muon in sft"),
     "save-every": (60.0, "seconds from one checkpoint to the next"),
@@ -86,7 +90,8 @@ def parse(words=None):
     options = defaults | PRESETS[given.get("preset", "tiny")] | given
     if "resume" in given and given.keys() - {"resume", "device", "data"}:
         parser.error("--resume takes only --device and --data, where these have moved")
-    if "pretrained" in given and given.keys() & {*SIZES, "preset", "pretrain_steps"}:
+    fixed = {*SIZES, "preset", "pretrain_steps"} | ({"layers"} if options["keep_decoder"] else set())
+    if "pretrained" in given and given.keys() & fixed:
         parser.error("--pretrained: the sizes are those of the file, and its pre-training is done")
     for name, default in defaults.items():
         least = 0 if name == "seed" or "steps" in name or type(default) is float else 1
@@ -270,9 +275,17 @@ class Trainer:
         """Both stages, from where the run stands to the end."""
         if self.stage == "pretrain":
             self.run_stage("pretrained.pt")
-            self.begin("sft")
+            self.begin_sft()
             self.save()
         self.run_stage("model.pt")
+
+    def begin_sft(self):
+        """The start of the second stage: a new decoder, unless it is kept or learns no more."""
+        if self.options.sft_steps and not self.options.keep_decoder:
+            torch.manual_seed(self.options.seed)  # the same one for every attention
+            self.model.new_decoder(self.options.layers, scale=0.5)  # it has fewer steps to learn
+            self.model.to(self.device)
+        self.begin("sft")
 
     def run_stage(self, name):
         """The steps that are left of the stage; then its checkpoint `name`."""
@@ -393,6 +406,8 @@ def start(options, parts=None, trainer_class=Trainer):
             raise SystemExit(f"{options.pretrained}: no finished pre-training (a pretrained.pt)")
         options.pretrain_steps = 0
         vars(options).update({name: getattr(model.config, name) for name in SIZES})
+        if options.keep_decoder:
+            options.layers = model.config.layers
     train, val = parts or load_parts(options)
     if not train.captions + train.questions:
         raise SystemExit(f"{options.data}: no captions, no questions, nothing to train on")
@@ -403,12 +418,16 @@ def start(options, parts=None, trainer_class=Trainer):
         examples = train.captions + train.questions
         tokenizer = Tokenizer.build(t for e in examples for t in (e.prompt or "", e.answer))
         sizes = {name: getattr(options, name) for name in SIZES}
+        sizes["layers"] = options.layers if options.keep_decoder else CAPTION_LAYERS
         torch.manual_seed(options.seed)
         model = trainer_class.model_class(Config(len(tokenizer.pieces), **sizes))
     trainer = trainer_class(options, folder, model, tokenizer, (train, val))
     if options.pretrained:
         trainer.trained_on += checkpoint["trained_on"]
-    trainer.begin("pretrain" if options.pretrain_steps else "sft")
+    if options.pretrain_steps:
+        trainer.begin("pretrain")
+    else:
+        trainer.begin_sft()
     if RANK == 0:
         try:
             folder.mkdir(parents=True, exist_ok=leftover)

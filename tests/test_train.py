@@ -88,20 +88,37 @@ def test_the_learning_rate_rises_stays_and_falls_linearly_to_zero(tiny):
 
 @pytest.mark.parametrize("option, frozen", [([], True), (["--train-vit"], False)])
 def test_fine_tuning_changes_everything_but_a_frozen_vit(tiny, option, frozen):
-    trainer = trained(tiny(*SHORT, *option))
+    trainer = trained(tiny(*SHORT, "--keep-decoder", *option))
     before, after = weights(trainer.folder / "pretrained.pt"), weights(trainer.folder)
     for name, weight in before.items():
         assert torch.equal(weight, after[name]) == (frozen and name.startswith("vit.")), name
 
 
+def test_a_new_decoder_learns_to_answer_with_what_pre_training_taught_vit_and_projector(tiny):
+    first = tiny(*SHORT, "--layers", 3)
+    assert len(first.model.blocks) == train.CAPTION_LAYERS
+    first.run_stage("pretrained.pt")
+    before = weights(first.folder / "pretrained.pt")
+    torch.randn(7)  # whatever has been drawn before
+    first.begin_sft()
+    second = tiny("--pretrained", first.folder / "pretrained.pt", "--layers", 3, "--name", "second")
+    assert_equal(first.model.state_dict(), second.model.state_dict())
+    blocks = [name for name in first.model.state_dict() if name.startswith("blocks.")]
+    assert {name.split(".")[1] for name in blocks} == {"0", "1", "2"}
+    assert not any(torch.equal(first.model.state_dict()[x], before[x]) for x in blocks
+                   if x in before and "norm" not in x)
+    assert_equal(*[{name: x for name, x in state.items() if name not in blocks and name in before}
+                   for state in (first.model.state_dict(), before)])
+
+
 def test_a_finished_pre_training_is_fine_tuned_in_its_sizes_and_nothing_else_is(tiny):
-    first = tiny(*SHORT, "--name", "first", "--image-size", 32, "--layers", 2)
+    first = tiny(*SHORT, "--name", "first", "--image-size", 32, "--layers", 2, "--keep-decoder")
     path = first.folder / "pretrained.pt"
     start = "--sft-steps", 4, "--pretrained"
     refused("no finished pre-training", tiny, *start, first.folder / "model.pt")
     first.train()
     refused("no finished pre-training", tiny, *start, first.folder)
-    second = tiny(*start, path, "--name", "second")
+    second = tiny(*start, path, "--name", "second", "--keep-decoder")
     assert second.stage == "sft" and second.data.images.shape[1] == 32
     assert_equal(weights(second.folder), weights(path))
     second.train()
@@ -287,6 +304,7 @@ def test_a_damaged_or_foreign_file_or_a_trap_is_refused(tiny):
     ("--attention nonsense", "--attention: invalid choice: 'nonsense'"),
     ("--resume runs/a", "--resume takes only --device and --data"),
     ("--pretrained runs/a.pt --width 64", "--pretrained: the sizes are those of the file"),
+    ("--pretrained runs/a.pt --keep-decoder --layers 2", "the sizes are those of the file"),
     ("--pretrained nowhere.pt", "nowhere.pt: no such checkpoint"),
     ("--data nowhere", "nowhere/train.jsonl"),
     ("--device cuda:99", "--device cuda:99: not on this machine"),
