@@ -17,7 +17,7 @@ from extras.coco import outputs
 
 def convert(folder):
     """Unpack the package in `folder`, and write train.jsonl and val.jsonl beside it."""
-    paths = outputs(folder)
+    paths = outputs(folder, "train", "val")
     wheels = list(folder.glob("easy_vqa-*.whl"))
     if not wheels:
         raise SystemExit(f"no package here: pip download --no-deps --dest {folder} easy-vqa")
