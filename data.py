@@ -8,7 +8,6 @@ from collections import Counter, defaultdict, namedtuple
 from contextlib import suppress
 from functools import cache, partial
 from hashlib import sha256
-from itertools import cycle
 from pathlib import Path, PurePath
 from random import Random
 
@@ -192,7 +191,7 @@ def questions_about(scenes, seed):
         questions = []
         present = [o.name for o in scene.objects]
         absent = [name for name in OBJECTS if name not in present]
-        for _ in range(2):
+        for _ in range(2):  # not balanced as `exist_questions`: with a hint learning starts earlier
             name = rng.choice(present if rng.random() < 0.5 else absent)
             questions.append((exist_question(name), NO_YES[name in present], "exist"))
         pairs_of = unambiguous(scene)
@@ -410,13 +409,33 @@ def make_part(pictures, entries, names, seed):
             kind = entry.get("kind", "question")
             part.questions.append(Example(i, entry["question"], entry["answer"], kind))
         part.objects[i] = list(dict.fromkeys(part.objects[i] + entry["objects"]))
-    for i, present in enumerate(part.objects):
-        absent = sorted({*names} - {*present})
-        Random(f"{seed} {hashes[i]}").shuffle(absent)
-        for yes, no in zip(cycle(present), absent[:6]):  # one of each for up to six absent objects
-            part.questions.append(Example(i, exist_question(yes), "yes", "exist"))
-            part.questions.append(Example(i, exist_question(no), "no", "exist"))
+    for i, questions in enumerate(exist_questions(part.objects, seed)):
+        part.questions.extend(Example(i, *question) for question in questions)
     return part
+
+
+def exist_questions(objects, seed, each=6):
+    """Whether things are there: for each picture a list of (question, answer, "exist").
+
+    Balanced, as the pairs of VQA v2: a thing is asked for in as many pictures that show it as in
+    pictures that do not. So the question alone never tells the answer: one must look.
+    objects: for each picture the names of what it shows; none where that is not known.
+    each: how many of the things in a picture are asked for, at most.
+    """
+    rng = Random(seed)
+    questions = [[] for _ in objects]
+    known = [i for i, present in enumerate(objects) if present]
+    shown = defaultdict(list)  # thing -> pictures with it that are asked about
+    for i in known:
+        for thing in rng.sample(objects[i], min(each, len(objects[i]))):
+            shown[thing].append(i)
+    for thing, pictures in shown.items():
+        others = [i for i in known if thing not in objects[i]]
+        pairs = min(len(pictures), len(others))
+        for answer, some in (("yes", pictures), ("no", others)):
+            for i in rng.sample(some, pairs):
+                questions[i].append((exist_question(thing), answer, "exist"))
+    return questions
 
 
 def file_hash(path):
@@ -462,6 +481,20 @@ def load_pictures(path_of, size):
     if len(pictures) < 0.99 * len(path_of):
         raise SystemExit(f"only {len(pictures)} of {len(path_of)} pictures can be read, see above")
     return pictures
+
+
+def usual(part):
+    """What is usual, for those who do not look: dict of `answers`, question or "kind " and kind of
+    question -> its most frequent answer, and `shown`, question -> pictures that show what it asks.
+    """
+    counts = defaultdict(Counter)
+    for e in part.questions:
+        for key in (e.prompt, f"kind {e.kind}"):
+            counts[key][e.answer] += 1
+    shown = Counter(exist_question(thing) for things in part.objects for thing in things)
+    answers = {key: count.most_common(1)[0][0] for key, count in counts.items()
+               if count.total() > 1}
+    return {"answers": answers, "shown": dict(shown)}
 
 
 def digest(part):

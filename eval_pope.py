@@ -16,6 +16,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter, defaultdict
 from pathlib import Path
 from random import Random
+from statistics import median
 
 from data import (NO_YES, Dataset, Example, check_line, digest, exist_question, file_hash,
                   load_pictures, make_part, make_world, read_folder, read_lines)
@@ -80,6 +81,19 @@ def score(answers, labels):
     }
 
 
+def guesses(examples, usual, pope=False):
+    """What one answers who knows what is usual in training, `data.usual`, and does not look.
+
+    To questions of POPE: yes for the half that asks for what most pictures show. To others: their
+    usual answer, or that of their kind.
+    """
+    if pope:
+        shown = [usual["shown"].get(e.prompt, 0) for e in examples]
+        return [NO_YES[n > median(shown)] for n in shown]
+    answers = usual["answers"]
+    return [answers.get(e.prompt, answers.get(f"kind {e.kind}")) for e in examples]
+
+
 def ask(run, part, dataset_class=Dataset):
     """Let a run, as `train.load` returns it, answer the questions of a `data.Part`.
 
@@ -96,6 +110,17 @@ def ask(run, part, dataset_class=Dataset):
     return list(zip(dataset.examples, answer(model, dataset)))
 
 
+def score_beside_guess(given, usual):
+    """`score` of a list of (Example, text), and as `guess` the accuracy of a guess, if `usual`."""
+    examples, texts = zip(*given)
+    labels = [e.answer for e in examples]
+    figures = score(texts, labels)
+    if usual:
+        guess = score(guesses(examples, usual, pope=True), labels)["accuracy"]
+        figures = {"accuracy": figures["accuracy"], "guess": guess} | figures
+    return figures
+
+
 def ask_own(run, part, dataset_class=Dataset):
     """-> the figures of a run about a data.Part, as in eval.json."""
     least = 1 if part.hashes else 3  # objects in a picture: of one's own, of a scene
@@ -104,15 +129,18 @@ def ask_own(run, part, dataset_class=Dataset):
         for i, name, label in build(part.objects, kind[1], least=least, known=part.names):
             examples.append(Example(i, exist_question(name), label, kind))
     given = ask(run, part._replace(questions=examples), dataset_class)
-    figures = {}
+    figures, usual = {}, run[2].get("usual")
     for kind in kinds:
-        pope = [(text, e.answer) for e, text in given if e.kind == kind]
-        if any(label == "no" for _, label in pope):
-            figures[kind[1]] = score(*zip(*pope))
+        pope = [(e, text) for e, text in given if e.kind == kind]
+        if any(e.answer == "no" for e, _ in pope):
+            figures[kind[1]] = score_beside_guess(pope, usual)
         else:
             print(f"no POPE, {kind[1]}: pictures must name objects that others do not show")
     if own := [(e, text) for e, text in given if e.kind not in kinds]:
-        figures["kinds"], figures["n"] = accuracy_by_kind(*zip(*own))
+        examples, texts = zip(*own)
+        figures["kinds"], figures["n"] = accuracy_by_kind(examples, texts)
+        if usual:
+            figures["guess"] = accuracy_by_kind(examples, guesses(examples, usual))[0]
         figures["accuracy"] = sum(text == e.answer for e, text in own) / len(own)
     return figures
 
@@ -154,8 +182,7 @@ def ask_official(run, path, folder, out):
         for e, text in given:
             line = {"question_id": e.kind, "question": e.prompt, "answer": text}
             file.write(json.dumps(line) + "\n")
-    figures = score([text for _, text in given], [e.answer for e, _ in given])
-    return figures | {"left_out": left_out}
+    return score_beside_guess(given, run[2].get("usual")) | {"left_out": left_out}
 
 
 def main():

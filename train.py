@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from data import EOS_ID, Dataset, Tokenizer, digest, make_world, read_folder
+from data import EOS_ID, Dataset, Tokenizer, digest, make_world, read_folder, usual
 from mma import KINDS
 from model import PATCH, Config, MultimodalGPT
 
@@ -230,6 +230,7 @@ class Trainer:
             if digests.count(self.digests) < PROCESSES:
                 raise SystemExit("the processes do not have the same data")
         self.trained_on = [*parts[0].hashes]
+        self.usual = usual(parts[0])
         self.log = []
         # Both stages' data at once: what is wrong with them is said before the first step.
         first = "captions" if parts[0].captions else "questions"  # one can learn to see from both
@@ -377,7 +378,7 @@ class Trainer:
             "attention": self.model.attention, "weights": self.model.state_dict(),
             "options": vars(self.options), "finished": finished, "stage": self.stage,
             "step": self.step, "log": self.log, "data": self.digests,
-            "trained_on": self.trained_on, "optimizers": [
+            "trained_on": self.trained_on, "usual": self.usual, "optimizers": [
                 optimizer.state_dict() for optimizer in self.optimizers if not finished]}
         # The file `name` is at every moment the whole old or the whole new one.
         with open(self.folder / "model.tmp", "wb") as file:

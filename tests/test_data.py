@@ -117,6 +117,20 @@ def test_every_answer_and_caption_is_true():
         assert sorted(names) == sorted({o.name for o in scene.objects})
 
 
+def test_each_thing_is_asked_for_as_often_where_it_is_as_where_it_is_not():
+    objects = [["cat", "dog"], [], ["cat"], ["cat", "cup", "key"], ["dog"], ["cat", "dog"]]
+    asked = data.exist_questions(objects, seed=0)
+    assert not asked[1]  # nobody knows what it shows
+    pairs = Counter((prompt, answer) for questions in asked for prompt, answer, _ in questions)
+    fewer = {"cat": 1, "dog": 2, "cup": 1, "key": 1}  # of the pictures with it and without it
+    assert pairs == {(data.exist_question(name), answer): n
+                     for name, n in fewer.items() for answer in ("yes", "no")}
+    for present, questions in zip(objects, asked):
+        there = {data.exist_question(name) for name in present}
+        assert all((prompt in there) == (answer == "yes") for prompt, answer, _ in questions)
+        assert len({prompt for prompt, _, _ in questions}) == len(questions)
+
+
 def test_only_existence_can_be_guessed_and_as_on_photographs(monkeypatch):
     monkeypatch.setattr(data, "draw", lambda scene, size: scene.theme)  # in place of a picture
     train, test = data.make_world("train", 4000), data.make_world("test", 1000)
@@ -163,14 +177,14 @@ def test_the_three_forms_of_lines_become_examples(folder, capsys):
         {"image": "5.png", "question": "Why?", "answer": "so"},
         '\ufeff{"image": "5.png", "question": "Who?", "answer": "Tom", "kind": "name"}\r',
         '{"image": "5.png", "objects": ["cup"], "caption": NaN}',
-    ], [{"image": "9.png", "objects": ["key"]}])
+    ], [{"image": "9.png", "objects": ["key"]}, {"image": "8.png", "objects": ["cup"]}])
     assert capsys.readouterr().out == f"{folder}/train.jsonl: keys that are not used: {{'id': 2}}\n"
-    assert shown(train) == [3, 5] and shown(val) == [9]
+    assert shown(train) == [3, 5] and shown(val) == [8, 9]
     assert train.captions == [(0, None, "A cat.", "caption")]
-    assert train.objects == [["cat", "dog"], ["cup"]] and val.objects == [["key"]]
+    assert train.objects == [["cat", "dog"], ["cup"]] and val.objects == [["key"], ["cup"]]
     assert train.questions[:2] == [(1, "Why?", "so", "question"), (1, "Who?", "Tom", "name")]
-    wanted = [(0, "cat", "yes"), (0, "cup", "no"), (0, "dog", "yes"), (0, "key", "no"),
-              (1, "cat", "no"), *3 * [(1, "cup", "yes")], (1, "dog", "no"), (1, "key", "no")]
+    wanted = [(0, "cat", "yes"), (0, "cup", "no"), (0, "dog", "yes"),
+              (1, "cat", "no"), (1, "cup", "yes"), (1, "dog", "no")]
     wanted = [(i, data.exist_question(name), answer, "exist") for i, name, answer in wanted]
     assert sorted(train.questions[2:]) == wanted
 

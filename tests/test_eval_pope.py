@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import pytest
 
 import eval_pope
-from data import OBJECTS, exist_question, make_world
+from data import OBJECTS, Example, Part, exist_question, make_world, usual
 from driving import refused, write_lines
 from eval_pope import SPLITS, build, score, verdict
 from train import load
@@ -72,6 +72,19 @@ def read(path):
     return json.loads(path.read_text())
 
 
+def test_a_guess_knows_how_usual_things_and_answers_are_and_not_the_picture():
+    part = Part(None, [], [], [["cat", "dog"], ["cat"], ["cup"], ["cat", "dog"]])
+    colors = [("the cat", "red"), ("the cat", "black"), ("the cat", "black"), ("the cup", "red")]
+    for picture, (prompt, color) in enumerate(colors):
+        part.questions.append(Example(picture, prompt, color, "color"))
+    known = usual(part)
+    asked = [Example(0, exist_question(name), "yes", "") for name in ("cat", "cow", "cup", "dog")]
+    assert eval_pope.guesses(asked, known, pope=True) == ["yes", "no", "no", "yes"]
+    asked = [Example(0, prompt, "?", kind)
+             for prompt, kind in (("the cat", "color"), ("the cow", "color"), ("why", "reason"))]
+    assert eval_pope.guesses(asked, known) == ["black", "red", None]
+
+
 def test_eval_json_of_the_picture_world_has_shares_of_1_and_numbers(tiny, evaluate, monkeypatch):
     world = make_world("test", 30)
     there = [[exist_question(name) for name in names] for names in world.objects]
@@ -87,7 +100,11 @@ def test_eval_json_of_the_picture_world_has_shares_of_1_and_numbers(tiny, evalua
     perfect = {"accuracy": 1, "precision": 1, "recall": 1, "f1": 1, "yes_ratio": 0.5, "n": n}
     asked = Counter(e.kind for e in world.questions)
     right = Counter(e.kind for e in world.questions if say(e) == e.answer)
-    assert read(run / "eval.json") == {
+    figures = read(run / "eval.json")
+    guess = figures.pop("guess")
+    assert guess.keys() == asked.keys() and guess["color"] < 0.5
+    assert [0.3 < figures[split].pop("guess") < 0.8 for split in SPLITS] == [True] * 3
+    assert figures == {
         **dict.fromkeys(SPLITS, perfect), "n": asked, "accuracy": right.total() / asked.total(),
         "kinds": {kind: right[kind] / asked[kind] for kind in asked}}
 
@@ -105,11 +122,11 @@ def write_train(folder, numbers, *about):
 
 
 def test_a_run_is_asked_what_its_own_pictures_allow(tiny, evaluate, folder):
-    own = ["kinds", "n", "accuracy"]
+    own = ["kinds", "n", "guess", "accuracy"]
     for i, (wanted, *about) in enumerate([
             (own, QUESTION), ([], {"caption": "Two.", "objects": ["dog", "cat"]}),
             ([*SPLITS, *own], {"objects": ["dog", "cat"]}, {"objects": ["cat", "cup"]})]):
-        write_train(folder, range(12), *about)
+        write_train(folder, range(80), *about)
         run = tiny("--data", folder, "--name", i).folder
         assert ("no POPE" in evaluate(run)) == ("random" not in wanted)
         assert list(read(run / "eval.json")) == wanted
@@ -174,7 +191,8 @@ def test_official_files_are_answered_in_the_official_format(tiny, evaluate, fold
     assert "2 of 6 questions are left out" in printed and "none/1.png" in printed
     assert len(re.findall(r"^\w+(_popular|_letters) +accuracy 75.*\b4\b", printed, re.M)) == 2
     assert all((run / f"{name}_answers.jsonl").read_text() == "".join(answers) for name in names)
-    figures = {"accuracy": 0.75, "precision": 0, "recall": 0, "f1": 0, "yes_ratio": 0, "n": 4}
+    figures = {"accuracy": 0.75, "guess": 0.75, "precision": 0, "recall": 0, "f1": 0, "yes_ratio": 0,
+               "n": 4}
     assert read(run / "pope.json") == dict.fromkeys(names, {**figures, "left_out": 2})  # added to
     refused("0.png", evaluate, run, "--pope", *paths, "--images", run)
 
