@@ -62,9 +62,9 @@ OPTIONS = {  # name: (default, meaning)
     "batch-size": (64, "pictures in a batch of pretrain; sft takes a quarter of them"),
     "questions": (8, "questions about each picture of a batch"),
     "pretrain-steps": (700, "steps of the first stage"),
-    "sft-steps": (450, "steps of the second stage"),
+    "sft-steps": (500, "steps of the second stage"),
     "pretrain-lr": (0.02, "highest learning rate of Muon in pretrain"),
-    "sft-lr": (0.02, "highest learning rate of Muon in sft"),
+    "sft-lr": (0.03, "highest learning rate of Muon in sft"),
     "save-every": (60.0, "seconds from one checkpoint to the next"),
 }
 PRESETS = {"tiny": {}, "base": dict(
