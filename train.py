@@ -6,7 +6,7 @@
               a new decoder learns to answer. One that writes captions already looks things up
               without the question, and learns more slowly to use it.
 
-`python train.py` runs both and leaves runs/NAME/ with model.pt, pretrained.pt (the same before
+`python train.py` runs both and leaves runs/NAME/ with model.pt, pretrained.pt (as it was before
 fine-tuning) and metrics.jsonl. `torchrun --nproc_per_node=N train.py` uses N processes.
 """
 import json

@@ -46,7 +46,8 @@ def figures(trainer):
         trainer.train_step()
 
     for stage in ("pretrain", "sft"):
-        trainer.begin(stage)
+        if stage == "sft":
+            trainer.begin_sft()
         [seconds] = alternately([trainer.train_step], STEPS)
         yield row(f"{stage}: steps per second", 1 / seconds)
     causal, mma = alternately([lambda: step("causal"), lambda: step("mma")], STEPS)
