@@ -90,8 +90,8 @@ def parse(words=None):
     options = defaults | PRESETS[given.get("preset", "tiny")] | given
     if "resume" in given and given.keys() - {"resume", "device", "data"}:
         parser.error("--resume takes only --device and --data, where these have moved")
-    fixed = {*SIZES, "preset", "pretrain_steps"} | ({"layers"} if options["keep_decoder"] else set())
-    if "pretrained" in given and given.keys() & fixed:
+    fixed = [*SIZES, "layers"] if options["keep_decoder"] else SIZES
+    if "pretrained" in given and given.keys() & {*fixed, "preset", "pretrain_steps"}:
         parser.error("--pretrained: the sizes are those of the file, and its pre-training is done")
     for name, default in defaults.items():
         least = 0 if name == "seed" or "steps" in name or type(default) is float else 1
