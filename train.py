@@ -61,7 +61,7 @@ OPTIONS = {  # name: (default, meaning)
     "scenes": (20_000, "training scenes of the picture world"),
     "batch-size": (64, "pictures in a batch of pretrain; sft takes a quarter of them"),
     "questions": (8, "questions about each picture of a batch"),
-    "pretrain-steps": (700, "steps of the first stage"),
+    "pretrain-steps": (900, "steps of the first stage"),
     "sft-steps": (500, "steps of the second stage"),
     "pretrain-lr": (0.02, "highest learning rate of Muon in pretrain"),
     "sft-lr": (0.03, "highest learning rate of Muon in sft"),
