@@ -2,20 +2,24 @@
 
     python -m extras.figures              masks.png, and strips.png from results/*.jsonl
     python -m extras.figures CAUSAL MMA   also answers.png: what two runs answer about test scenes
+    python -m extras.figures RUN [RUN]    RUN/answers.png alone, for runs of your own pictures
 """
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections import defaultdict
+from collections import Counter, defaultdict
+from pathlib import Path
 from random import Random
 from statistics import median
+from textwrap import fill
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from data import FIRST_SEED, draw, make_scene, make_world, read_lines
-from eval_pope import ask
+from data import (FIRST_SEED, IMAGE_ID, NO_YES, Dataset, Example, draw, load_picture, make_scene,
+                  make_world, read_entries, read_lines)
+from eval_pope import ask, own_part
 from mma import IMAGE, TEXT, attention_mask
-from train import load, pick_device
+from train import answer, load, pick_device
 
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 GREEN, RED = (20, 120, 60), (200, 30, 30)
@@ -35,15 +39,47 @@ def blank(width, height):
     return picture, ImageDraw.Draw(picture)
 
 
-def put(pen, x, y, text, size=18, color=INK, anchor="lm"):
-    """Write a text whose left end, or what `anchor` says, is at (x, y)."""
+def put(pen, x, y, text, size=18, color=INK, anchor="lm", letters=200):
+    """Write a text whose left end, or what `anchor` says, is at (x, y), in one line or two."""
+    text = fill(text, letters, max_lines=2, placeholder="...")
     pen.text((x, y), text, color, ImageFont.load_default(size), anchor)
 
 
-def write(picture, path):
+def write(picture, path, shows=""):
     """Write a picture to a file, and say so."""
     picture.save(path, optimize=True)
-    print(f"wrote {path}")
+    print(f"wrote {path}{shows}")
+
+
+@torch.inference_mode()
+def look(run, picture, question, room="?" * 16):
+    """Ask a run, as `train.load` returns it. picture: (image_size, image_size, 3) uint8.
+
+    Returns the answer, and how strongly it looks at each image token: (n,), the mean over layers
+    and heads. SystemExit if the question is too long. room: the longest answer that must fit.
+    """
+    model, tokenizer, checkpoint = run
+    shared = tokenizer, model.config, checkpoint["options"]["order"]
+    dataset = Dataset([Example(0, question, room, "")], picture[None], *shared)
+    [text] = answer(model, dataset)
+    batch = dataset.batch([0], model.token.weight.device, prompts_only=True)
+    x = model.embed(batch["images"], batch["ids"], batch["modality"])
+    x = x + model.position(model.positions(batch["modality"]))  # (1, T, D)
+    mask = model.mask(batch["modality"], batch["generated"])
+    weights = []
+    for block in model.blocks:
+        q, k, _ = block.attention.queries_keys_values(block.norm1(x))
+        # The last token of the prompt predicts the answer.
+        weights.append(block.attention.weights(q, k, mask)[0, :, -1].mean(0))  # (T,)
+        x = block(x, mask)
+    return text, torch.stack(weights).mean(0)[batch["ids"][0] == IMAGE_ID].cpu().numpy()
+
+
+def spotlight(picture, weights):
+    """The picture, its image tokens as bright as their weights (n,): 0 is dark."""
+    side = round(len(weights) ** 0.5)
+    light = Image.fromarray((0.12 + 0.88 * weights / weights.max()).reshape(side, side))
+    return np.uint8(picture * np.array(light.resize(picture.shape[:2], Image.NEAREST))[..., None])
 
 
 # Masks of a short example.
@@ -121,6 +157,56 @@ def draw_answers(*runs):
     return picture
 
 
+def choose_six(answers):
+    """Six questions about six pictures, by a fixed seed; each of the kind that was used least.
+
+    As many of the six as of all have a wrong answer, rounded, but one at least and five at most.
+    answers: for each run a dict of Example -> text. Returns the six, and the share of wrong ones.
+    """
+    asked = [e for e in answers[0] if all(e in texts for texts in answers)]
+    wrong = {e for e in asked if any(texts[e] != e.answer for texts in answers)}
+    share = len(wrong) / max(1, len(asked))
+    kind_of = {e: (e.kind, e.answer in NO_YES and e.answer) for e in asked}  # yes and no are two
+    Random(0).shuffle(asked)
+    chosen, used = [], Counter()
+    for n in range(min(6, len({e.picture for e in asked}))):
+        shows_wrong = n < min(5, max(1, round(6 * share)))
+        chosen.append(min(asked, key=lambda e: (  # the first one that suits best
+            used[e.picture], (e in wrong) != shows_wrong, used[kind_of[e]],
+            not shows_wrong and e.kind != "exist")))
+        used.update((chosen[n].picture, kind_of[chosen[n]]))
+    return sorted(chosen), share
+
+
+def draw_sheet(*runs):
+    """Six photographs, what runs answer about them, where they look; and the same in words."""
+    checkpoint = runs[0][2]
+    files = [Path(checkpoint["options"]["data"], f"{x}.jsonl") for x in ("test", "val", "train")]
+    file = next(filter(Path.exists, files))  # that own_part reads
+    path_of = {entry["hash"]: entry["file"] for entry in read_entries(file)}
+    parts = [own_part((run[0], None, checkpoint), 0) for run in runs]  # each in its run's size
+    answers = [dict(ask(run, part)) for run, part in zip(runs, parts)]
+    chosen, wrong = choose_six(answers)
+    words = (f"{len(chosen)} photographs of {file}, a question about each. Of all questions "
+             f"{wrong:.0%} have a wrong answer (red). Bright: where the answer looks.")
+    width = 250 * (1 + len(runs))
+    picture, pen = blank(2 * width + 60, 1190)
+    put(pen, 20, 14, words, 20, anchor="la", letters=width // 5)
+    for n, e in enumerate(chosen):
+        x, y = 20 + n % 2 * (width + 30), 140 + n // 2 * 365
+        photo = load_picture(path_of[parts[0].hashes[e.picture]], 240)
+        picture.paste(Image.fromarray(photo), (x, y))
+        put(pen, x, y - 6, e.prompt, 22, anchor="ld", letters=width // 12)
+        put(pen, x, y + 246, f"right: {e.answer}", 20, anchor="la", letters=24)
+        for run, part, texts in zip(runs, parts, answers):
+            x += 250
+            _, weights = look(run, part.images[e.picture], e.prompt, e.answer)
+            picture.paste(Image.fromarray(spotlight(photo // 2 + 127, weights)), (x, y))
+            color = GREEN if texts[e] == e.answer else RED
+            put(pen, x, y + 246, f"{run[0].attention}: {texts[e]}", 20, color, "la", 24)
+    return picture, words
+
+
 SETTINGS = {  # name of the experiment -> (title, two rows)
     "default": ("default captions", "causal", "mma"),
     "one-way": ("one-way captions", "causal-one-way", "mma-one-way"),
@@ -159,8 +245,13 @@ def draw_strips():
 def main():
     """The command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="two runs of the picture world")
-    runs = [load(path, pick_device()) for path in parser.parse_args().runs]
+    parser.add_argument("runs", nargs="*", metavar="RUN", type=Path, help="one or two runs")
+    paths = parser.parse_args().runs
+    runs = [load(path, pick_device()) for path in paths]
+    if runs and runs[0][2]["options"]["data"]:
+        sheet, words = draw_sheet(*runs)
+        folder = paths[0] if paths[0].is_dir() else paths[0].parent
+        return write(sheet, folder / "answers.png", f": {words}")  # never to results/
     write(draw_masks(), "results/masks.png")
     write(draw_strips(), "results/strips.png")
     if runs:

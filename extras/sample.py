@@ -9,51 +9,17 @@ brighter an image token, the more the answer looks at it.
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import suppress
+from functools import partial
 from os.path import getmtime
 from pathlib import Path
 from random import randrange
 
 import numpy as np
-import torch
 from PIL import Image
 
-from data import FIRST_SEED, IMAGE_ID, Dataset, Example, draw, load_picture, make_scene
-from extras.figures import write
-from model import PATCH
-from train import answer, load, pick_device
-
-
-@torch.inference_mode()
-def look(run, picture, question):
-    """Ask a run, as `train.load` returns it. picture: (image_size, image_size, 3) uint8.
-
-    Returns the answer, and how strongly it looks at each image token: (n,), the mean over layers
-    and heads. SystemExit if the question is too long.
-    """
-    model, tokenizer, checkpoint = run
-    example = Example(0, question, "?" * 16, "")  # leaves room for an answer of 16 tokens
-    order = checkpoint["options"]["order"]
-    dataset = Dataset([example], picture[None], tokenizer, model.config, order)
-    [text] = answer(model, dataset)
-    batch = dataset.batch([0], model.token.weight.device, prompts_only=True)
-    x = model.embed(batch["images"], batch["ids"], batch["modality"])
-    x = x + model.position(model.positions(batch["modality"]))  # (1, T, D)
-    mask = model.mask(batch["modality"], batch["generated"])
-    weights = []
-    for block in model.blocks:
-        q, k, _ = block.attention.queries_keys_values(block.norm1(x))
-        # The last token of the prompt predicts the answer.
-        weights.append(block.attention.weights(q, k, mask)[0, :, -1].mean(0))  # (T,)
-        x = block(x, mask)
-    return text, torch.stack(weights).mean(0)[batch["ids"][0] == IMAGE_ID].cpu().numpy()
-
-
-def spotlight(picture, weights):
-    """The picture, its image tokens as bright as their weights (n,): 0 is dark."""
-    side = len(picture) // PATCH
-    light = (weights / weights.max()).reshape(side, side, 1)
-    light = light.repeat(PATCH, 0).repeat(PATCH, 1)  # (image_size, image_size, 1)
-    return np.uint8(picture * (0.12 + 0.88 * light))
+from data import FIRST_SEED, draw, load_picture, make_scene
+from extras.figures import look, spotlight, write
+from train import load, pick_device
 
 
 def show(path, *pictures):
@@ -88,20 +54,15 @@ def main():
     except (OSError, ValueError) as error:  # ValueError: no picture format has this ending
         raise SystemExit(f"--out {options.out}: cannot be written ({error})")
     ask = "Ask about the picture (an empty line ends): "
+    questions = [options.question] if options.question else iter(partial(input, ask), "")
+    too_long = () if options.question else SystemExit  # Dataset prints what is too long
     with suppress(EOFError, KeyboardInterrupt):
-        while question := options.question or input(ask):
-            try:
+        for question in questions:
+            with suppress(too_long):
                 text, weights = look(run, picture, question)
-            except SystemExit as error:  # the question is too long
-                if options.question:
-                    raise
-                print(error)
-                continue
-            print(f"{model.attention}: {text}")
-            print(f"up to {weights.max():.0%} of its attention goes to one image token")
-            show(options.out, picture, spotlight(picture, weights))
-            if options.question:
-                break
+                print(f"{model.attention}: {text}")
+                print(f"up to {weights.max():.0%} of its attention goes to one image token")
+                show(options.out, picture, spotlight(picture, weights))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from PIL import Image
 
 from data import Example, read_lines
+from driving import write_lines
 from extras import compare, figures, sound
 
 
@@ -31,6 +33,29 @@ def test_scenes_with_wrong_answers_are_chosen_and_the_wrong_answers_are_red(monk
     red = (np.array(figures.draw_answers((model,), (model,))) == figures.RED).all(-1)
     assert red[46:109, 634:].any() and red[244:307, 634:].any()  # the first questions there
     assert not red[:, :634].any()
+
+
+def test_of_six_photographs_as_many_are_answered_wrongly_as_of_all_and_all_kinds_are_shown():
+    examples = [Example(i, f"{kind} {i}", answer, kind) for i in range(60)
+                for kind, answer in (("exist", "yes"), ("exist", "no"), ("color", "red"))]
+    for n, shown in ((0, 0), (1, 1), (60, 2), (179, 5), (180, 6)):
+        texts = {e: "?" if i < n else e.answer for i, e in enumerate(examples)}
+        chosen, share = figures.choose_six([texts, texts])
+        assert share == n / 180 and sum(texts[e] != e.answer for e in chosen) == shown
+        assert len({e.picture for e in chosen}) == 6 and len({e.answer for e in chosen}) == 3
+
+
+def test_a_sheet_of_your_own_pictures_lies_beside_the_run(tiny, folder, monkeypatch, capsys):
+    lines = [{"image": f"{i}.png", "objects": [["cat"], ["cup"]][i % 2]} for i in range(200, 220)]
+    write_lines(folder / "train.jsonl", lines)
+    write_lines(folder / "test.jsonl", lines[:12])
+    tiny("--data", folder, "--name", "one", "--image-size", 32).train()
+    tiny("--data", folder, "--name", "two", "--seed", 1).train()
+    monkeypatch.setattr("sys.argv", ["figures", "runs/one", "runs/two/model.pt"])
+    figures.main()
+    assert "wrote runs/one/answers.png: 6 photographs of " in capsys.readouterr().out
+    sheet = Image.open("runs/one/answers.png")
+    assert sheet.getpixel((140, 260))[0] in range(200, 212) and not Path("results").exists()
 
 
 def test_a_circle_is_drawn_per_run_at_its_accuracy(monkeypatch):
