@@ -111,13 +111,17 @@ def ask(run, part, dataset_class=Dataset):
 
 
 def score_beside_guess(given, usual):
-    """`score` of a list of (Example, text), and as `guess` the accuracy of a guess, if `usual`."""
+    """`score` of a list of (Example, text), and as `guess` the accuracy of a guess, if `usual`.
+
+    Or of the opposite, if that is right more often: in `popular` it is frequent things that are
+    absent.
+    """
     examples, texts = zip(*given)
     labels = [e.answer for e in examples]
     figures = score(texts, labels)
     if usual:
         guess = score(guesses(examples, usual, pope=True), labels)["accuracy"]
-        figures = {"accuracy": figures["accuracy"], "guess": guess} | figures
+        figures = {"accuracy": figures["accuracy"], "guess": max(guess, 1 - guess)} | figures
     return figures
 
 
