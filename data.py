@@ -411,7 +411,26 @@ def make_part(pictures, entries, names, seed):
         part.objects[i] = list(dict.fromkeys(part.objects[i] + entry["objects"]))
     for i, questions in enumerate(exist_questions(part.objects, seed)):
         part.questions.extend(Example(i, *question) for question in questions)
+    if not part.captions:
+        part.captions.extend(captions_of_questions(part.questions, seed))
     return part
+
+
+def captions_of_questions(questions, seed):
+    """Yields captions for pictures without any, such as "What color is it? red Where is it? left".
+
+    Four for each picture, of up to four questions and their answers; of those that are answered
+    by yes or no only where nothing else is asked.
+    """
+    rng = Random(seed)
+    about = defaultdict(list)
+    for e in questions:
+        about[e.picture].append(e)
+    for i, examples in about.items():
+        open_questions = [e for e in examples if e.answer not in NO_YES]
+        texts = [f"{e.prompt} {e.answer}" for e in open_questions or examples]
+        for _ in range(4):
+            yield Example(i, None, " ".join(rng.sample(texts, min(4, len(texts)))), "caption")
 
 
 def exist_questions(objects, seed, each=6):

@@ -233,8 +233,7 @@ class Trainer:
         self.usual = usual(parts[0])
         self.log = []
         # Both stages' data at once: what is wrong with them is said before the first step.
-        first = "captions" if parts[0].captions else "questions"  # one can learn to see from both
-        self.data_of = {"pretrain": self.datasets(first), "sft": self.datasets("questions")}
+        self.data_of = {"pretrain": self.datasets("captions"), "sft": self.datasets("questions")}
         # On a CPU two halves of a batch, and of the weights, side by side are 1.2 times as fast as
         # operations on all cores (two cores of an EPYC). Not more than two: then it does not matter
         # to the sum which of them ends first.
@@ -255,15 +254,14 @@ class Trainer:
         options = self.options
         self.stage, self.step = stage, 0
         self.data, self.val = self.data_of[stage]
-        self.batch_shape = max(1, options.batch_size // 4), options.questions  # pictures, rows each
         if stage == "pretrain":
             self.steps, rate = options.pretrain_steps, options.pretrain_lr
             self.model.attention = "causal"
-            if self.parts[0].captions:
-                self.batch_shape = options.batch_size, 1
+            self.batch_shape = options.batch_size, 1  # pictures, rows each
         else:
             self.steps, rate = options.sft_steps, options.sft_lr
             self.model.attention = options.attention
+            self.batch_shape = max(1, options.batch_size // 4), options.questions
         # Short answers are a noisy signal that would undo what captions taught the ViT.
         self.model.vit.requires_grad_(stage == "pretrain" or options.train_vit)
         self.optimizers = make_optimizers(self.model, rate)
@@ -410,7 +408,7 @@ def start(options, parts=None, trainer_class=Trainer):
         if options.keep_decoder:
             options.layers = model.config.layers
     train, val = parts or load_parts(options)
-    if not train.captions + train.questions:
+    if not train.captions:  # and no questions, which would be captions
         raise SystemExit(f"{options.data}: no captions, no questions, nothing to train on")
     if not train.questions:
         print("no questions: no fine-tuning")

@@ -189,6 +189,18 @@ def test_the_three_forms_of_lines_become_examples(folder, capsys):
     assert sorted(train.questions[2:]) == wanted
 
 
+def test_where_there_are_no_captions_open_questions_and_their_answers_become_some(folder):
+    asked = [("Which?", "a"), ("Red?", "yes"), ("Why?", "b")]
+    lines = [{"image": "3.png", "question": q, "answer": a} for q, a in asked]
+    lines += [{"image": "5.png", "question": "Red?", "answer": "no"}]
+    train, _ = read(folder, lines, captions([9]))
+    told = {(e.picture, e.prompt, e.kind): e.answer for e in train.captions}
+    assert told.keys() == {(0, None, "caption"), (1, None, "caption")}
+    assert {e.answer for e in train.captions if e.picture == 0} <= {
+        "Which? a Why? b", "Why? b Which? a"}
+    assert told[1, None, "caption"] == "Red? no" and len(train.captions) == 8
+
+
 def test_who_is_held_out_is_a_property_of_the_picture_and_is_not_trained_on(folder, capsys):
     train, val = read(folder, captions(range(200)))
     out = {*shown(val)}
