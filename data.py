@@ -433,20 +433,20 @@ def captions_of_questions(questions, seed):
             yield Example(i, None, " ".join(rng.sample(texts, min(4, len(texts)))), "caption")
 
 
-def exist_questions(objects, seed, each=6):
+def exist_questions(objects, seed):
     """Whether things are there: for each picture a list of (question, answer, "exist").
 
     Balanced, as the pairs of VQA v2: a thing is asked for in as many pictures that show it as in
-    pictures that do not. So the question alone never tells the answer: one must look.
+    pictures that do not. So the question alone never tells the answer: one must look. At most six
+    of the things in a picture are asked for.
     objects: for each picture the names of what it shows; none where that is not known.
-    each: how many of the things in a picture are asked for, at most.
     """
     rng = Random(seed)
     questions = [[] for _ in objects]
     known = [i for i, present in enumerate(objects) if present]
     shown = defaultdict(list)  # thing -> pictures with it that are asked about
     for i in known:
-        for thing in rng.sample(objects[i], min(each, len(objects[i]))):
+        for thing in rng.sample(objects[i], min(6, len(objects[i]))):
             shown[thing].append(i)
     for thing, pictures in shown.items():
         others = [i for i in known if thing not in objects[i]]

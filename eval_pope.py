@@ -89,7 +89,8 @@ def guesses(examples, usual, pope=False):
     """
     if pope:
         shown = [usual["shown"].get(e.prompt, 0) for e in examples]
-        return [NO_YES[n > median(shown)] for n in shown]
+        middle = median(shown)
+        return [NO_YES[n > middle] for n in shown]
     answers = usual["answers"]
     return [answers.get(e.prompt, answers.get(f"kind {e.kind}")) for e in examples]
 

@@ -376,8 +376,8 @@ class Trainer:
             "attention": self.model.attention, "weights": self.model.state_dict(),
             "options": vars(self.options), "finished": finished, "stage": self.stage,
             "step": self.step, "log": self.log, "data": self.digests,
-            "trained_on": self.trained_on, "usual": self.usual, "optimizers": [
-                optimizer.state_dict() for optimizer in self.optimizers if not finished]}
+            "trained_on": self.trained_on, "usual": self.usual,
+            "optimizers": [o.state_dict() for o in self.optimizers if not finished]}
         # The file `name` is at every moment the whole old or the whole new one.
         with open(self.folder / "model.tmp", "wb") as file:
             torch.save(content, file)

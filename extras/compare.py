@@ -27,7 +27,8 @@ from extras.figures import table
 from extras.variants import CCA, OneWay
 
 # words: options of train.py. rate: the learning rate of fine-tuning that was best for POPE on
-# validation scenes. trainer: of both stages; rows with the same one share their pre-training.
+# validation scenes with a kept decoder; with a new one none but 0.03 for mma has been searched.
+# trainer: of both stages; rows with the same one share their pre-training.
 Row = namedtuple("Row", "words rate trainer", defaults=(train.Trainer,))
 ROWS = {
     "causal": Row("--attention causal", 0.05),
