@@ -7,10 +7,9 @@
               without the question, and learns more slowly to use it.
 
 `python train.py` runs both and leaves runs/NAME/ with model.pt, pretrained.pt (as it was before
-fine-tuning) and metrics.jsonl. `torchrun --nproc_per_node=N train.py` uses N processes.
+fine-tuning) and metrics.jsonl.
 """
 import json
-import os
 import sys
 import time
 import zipfile
@@ -23,7 +22,6 @@ from statistics import median
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from data import EOS_ID, Dataset, Tokenizer, digest, make_world, read_folder, usual
@@ -34,8 +32,6 @@ LOG_EVERY = 25  # steps from one line of the log to the next; a run is saved onl
 EVAL_EVERY = 100  # steps from one validation to the next
 VAL_SCENES = 128
 VAL_TEXTS = 1500  # of a validation, at most
-RANK = int(os.environ.get("RANK", 0))  # under torchrun: the number of this process
-PROCESSES = int(os.environ.get("WORLD_SIZE", 1))  # and how many there are
 CAPTION_LAYERS = 2  # blocks of the decoder of pretrain: with four it learns captions later
 WARMUP = 20  # steps in which the learning rate rises
 COOLDOWN = 0.3  # last share of a stage, in which it falls to 0
@@ -224,11 +220,6 @@ class Trainer:
         self.tokenizer = tokenizer
         self.parts = parts
         self.digests = [digest(part) for part in parts]
-        if PROCESSES > 1:
-            digests = [None] * PROCESSES
-            dist.all_gather_object(digests, self.digests)
-            if digests.count(self.digests) < PROCESSES:
-                raise SystemExit("the processes do not have the same data")
         self.trained_on = [*parts[0].hashes]
         self.usual = usual(parts[0])
         self.log = []
@@ -237,7 +228,7 @@ class Trainer:
         # On a CPU two halves of a batch, and of the weights, side by side are 1.2 times as fast as
         # operations on all cores (two cores of an EPYC). Not more than two: then it does not matter
         # to the sum which of them ends first.
-        self.threads = 2 if self.device.type == "cpu" and PROCESSES == 1 else 1
+        self.threads = 2 if self.device.type == "cpu" else 1
         cores = max(1, torch.get_num_threads() // self.threads)  # of each thread
         self.pool = ThreadPoolExecutor(self.threads, "half", torch.set_num_threads, [cores])
 
@@ -265,10 +256,9 @@ class Trainer:
         # Short answers are a noisy signal that would undo what captions taught the ViT.
         self.model.vit.requires_grad_(stage == "pretrain" or options.train_vit)
         self.optimizers = make_optimizers(self.model, rate)
-        if RANK == 0:
-            lengths = [len(prompt + answer) for prompt, answer in self.data.rows]
-            print(f"{stage}: {len(lengths):,} rows of {median(lengths or [0]):.0f} tokens about "
-                  f"{len(self.data.rows_of):,} pictures")
+        lengths = [len(prompt + answer) for prompt, answer in self.data.rows]
+        print(f"{stage}: {len(lengths):,} rows of {median(lengths or [0]):.0f} tokens about "
+              f"{len(self.data.rows_of):,} pictures")
 
     def train(self):
         """Both stages, from where the run stands to the end."""
@@ -289,7 +279,7 @@ class Trainer:
     def run_stage(self, name):
         """The steps that are left of the stage; then its checkpoint `name`."""
         losses, saved = [], time.monotonic()
-        self.bar = tqdm(total=self.steps, initial=self.step, desc=self.stage, disable=RANK > 0)
+        self.bar = tqdm(total=self.steps, initial=self.step, desc=self.stage)
         while self.step < self.steps:
             losses.append(self.train_step())
             self.step += 1
@@ -318,24 +308,18 @@ class Trainer:
 
     def backward(self, indices):
         """Set the gradients of the loss, the mean over the generated tokens of a batch; returns it.
-        In one thread of one process this is `self.loss(self.data, indices).backward()`; else each
-        takes some of the rows, and all gradients are added up."""
+        In one thread this is `self.loss(self.data, indices).backward()`; else each thread takes
+        some of the rows, and all gradients are added up."""
         tokens = self.data.generated_tokens(indices)
 
         def backward_some(rows):
-            share = self.data.generated_tokens(rows) / tokens  # 0 if there is no row for a process
-            loss = self.loss(self.data, rows if len(rows) else indices[:1]) * share
+            share = self.data.generated_tokens(rows) / tokens
+            loss = self.loss(self.data, rows) * share
             loss.backward()
             return loss.detach()
 
-        mine = np.array_split(indices, PROCESSES)[RANK]
-        parts = np.array_split(mine, max(1, min(self.threads, len(mine))))
-        loss = sum(self.pool.map(backward_some, parts))
-        if PROCESSES > 1:
-            gradients = [p.grad for p in self.model.parameters() if p.requires_grad]
-            for tensor in (loss, *gradients):
-                dist.all_reduce(tensor)
-        return loss
+        parts = np.array_split(indices, min(self.threads, len(indices)))
+        return sum(self.pool.map(backward_some, parts))
 
     def loss(self, dataset, indices):
         with autocast(self.device):
@@ -346,8 +330,6 @@ class Trainer:
         loss = torch.stack(losses).mean().item()
         if not np.isfinite(loss):
             raise SystemExit(f"the loss is {loss} at step {self.step}: lower --{self.stage}-lr")
-        if RANK > 0:
-            return
         self.bar.set_postfix(loss=f"{loss:.3f}")
         line = {"stage": self.stage, "step": self.step, "loss": loss}
         if self.val.rows and (self.step % EVAL_EVERY == 0 or self.step == self.steps):
@@ -369,8 +351,6 @@ class Trainer:
 
     def save(self, name="model.pt", finished=False):
         """Write a checkpoint; an unfinished one carries all that is needed to go on."""
-        if RANK > 0:
-            return
         content = {
             "config": vars(self.model.config), "words": self.tokenizer.words,
             "attention": self.model.attention, "weights": self.model.state_dict(),
@@ -397,7 +377,7 @@ def start(options, parts=None, trainer_class=Trainer):
     folder = Path("runs", options.name or f"{options.attention}-seed{options.seed}")
     leftover = folder.exists()  # a run may have ended before its first checkpoint
     taken = f"{folder} exists: give another --name, or go on with --resume {folder}"
-    if (folder / "model.pt").exists() and RANK == 0:
+    if (folder / "model.pt").exists():
         raise SystemExit(taken)
     if options.pretrained:
         model, tokenizer, checkpoint = load(options.pretrained, "cpu", trainer_class.model_class)
@@ -427,14 +407,13 @@ def start(options, parts=None, trainer_class=Trainer):
         trainer.begin("pretrain")
     else:
         trainer.begin_sft()
-    if RANK == 0:
-        try:
-            folder.mkdir(parents=True, exist_ok=leftover)
-            if (folder / "model.pt").exists():  # of a run that was started meanwhile
-                raise SystemExit(taken)
-            trainer.save()  # from now on there is something to resume
-        except OSError as error:
-            raise SystemExit(f"{folder} cannot be written ({error}): give another --name")
+    try:
+        folder.mkdir(parents=True, exist_ok=leftover)
+        if (folder / "model.pt").exists():  # of a run that was started meanwhile
+            raise SystemExit(taken)
+        trainer.save()  # from now on there is something to resume
+    except OSError as error:
+        raise SystemExit(f"{folder} cannot be written ({error}): give another --name")
     return trainer
 
 
@@ -460,28 +439,21 @@ def main():
     """The command line."""
     sys.stdout.reconfigure(errors="backslashreplace")  # no name of a file ends a run
     options = parse()
-    if PROCESSES > 1:
-        if pick_device(options.device).type == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group()
     if options.resume:
         moved = {name: vars(options)[name] for name in ("device", "data") if vars(options)[name]}
         trainer = resume(options.resume, **moved)
     else:
         trainer = start(options)
-    if RANK == 0:
-        print(f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters on "
-              f"{trainer.device}; a picture is {trainer.model.config.image_tokens} image tokens")
+    print(f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters on "
+          f"{trainer.device}; a picture is {trainer.model.config.image_tokens} image tokens")
     try:
         trainer.train()
     except KeyboardInterrupt:
         raise SystemExit(f"interrupted; to go on: python train.py --resume {trainer.folder}")
     except OSError as error:
         raise SystemExit(f"{trainer.folder} cannot be written ({error})")
-    if RANK == 0:
-        print(f"next: python -m extras.sample, python eval_pope.py {trainer.folder}", flush=True)
-    if PROCESSES > 1:
-        os._exit(0)  # threads of torch that still hold a tensor would abort a normal end
+    print(f"ask it:      python -m extras.sample {trainer.folder}\n"
+          f"measure it:  python eval_pope.py {trainer.folder}")
 
 
 if __name__ == "__main__":

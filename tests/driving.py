@@ -1,4 +1,4 @@
-"""What several tests share. As a script, for torchrun: train.py in float32, with plain SGD."""
+"""What several tests share."""
 import json
 
 import pytest
@@ -34,8 +34,3 @@ def refused(says, call, *arguments):
     line = stop.value.code
     assert isinstance(line, str) and line.isprintable() and says in line
     return line
-
-
-if __name__ == "__main__":
-    vars(train).update(SMALL, make_optimizers=sgd)
-    train.main()

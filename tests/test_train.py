@@ -11,7 +11,6 @@ from subprocess import PIPE, Popen
 
 import pytest
 import torch
-from torch.distributed.run import main as torchrun
 from torch.testing import assert_close
 
 import driving
@@ -243,28 +242,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_pre_training_is_not_los
     assert (checkpoint["stage"], checkpoint["step"]) == ("sft", 0)
 
 
-def test_threads_and_processes_train_as_one_whole_batch_does(tiny, monkeypatch):
+def test_two_threads_train_as_one_whole_batch_does(tiny, monkeypatch):
     # A batch has three rows in pretrain, which gives no equal halves, and one in sft.
-    options = [*TINY, *SHORT, "--batch-size", "3", "--questions", "1", "--name"]
+    options = [*SHORT, "--batch-size", "3", "--questions", "1", "--name"]
     monkeypatch.setattr(train, "make_optimizers", driving.sgd)
     whole = tiny(*options, "whole")
     whole.threads = 1
     whole.train()
-    trained(tiny(*options, "threads"))
-    monkeypatch.setenv("PYTHONPATH", str(Path(train.__file__).parent))
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # torchrun would keep Ctrl-C for itself
-    torchrun(["--standalone", "--nproc_per_node=2", driving.__file__, *options, "processes"])
-    for run in ("runs/threads", "runs/processes"):
-        assert losses(run) == pytest.approx(losses(whole.folder), rel=1e-6)
-        assert_close(weights(run), whole.model.state_dict(), atol=1e-6, rtol=0)
-
-
-def test_processes_with_different_data_stop_before_the_first_step(tiny, monkeypatch):
-    monkeypatch.setattr(train, "PROCESSES", 2)
-    # Of the two lists one is from this process, and the other one is not.
-    monkeypatch.setattr(train.dist, "all_gather_object", lambda found, mine: found.insert(0, mine))
-    refused("the processes do not have the same data", tiny)
-    assert not Path("runs").exists()
+    halves = trained(tiny(*options, "halves"))
+    assert halves.threads == 2
+    assert losses(halves.folder) == pytest.approx(losses(whole.folder), rel=1e-6)
+    assert_close(halves.model.state_dict(), whole.model.state_dict(), atol=1e-6, rtol=0)
 
 
 def test_a_damaged_or_foreign_file_or_a_trap_is_refused(tiny):
