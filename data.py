@@ -1,6 +1,7 @@
 """Pictures and texts as batches: tokenizer, picture world, your own pictures, and Dataset.
 
 Read `model.py` before, `train.py` after. Shapes: B rows, T positions, N pictures.
+`python data.py` shows what becomes of a scene.
 """
 import json
 import re
@@ -17,6 +18,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from tqdm.contrib.concurrent import thread_map
 
 from mma import IMAGE, PAD, TEXT
+from model import Config
 
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # some PNG files hold a book
 
@@ -411,26 +413,32 @@ def make_part(pictures, entries, names, seed):
         part.objects[i] = list(dict.fromkeys(part.objects[i] + entry["objects"]))
     for i, questions in enumerate(exist_questions(part.objects, seed)):
         part.questions.extend(Example(i, *question) for question in questions)
-    if not part.captions:
-        part.captions.extend(captions_of_questions(part.questions, seed))
+    part.captions.extend(list(make_captions(part, seed)))
     return part
 
 
-def captions_of_questions(questions, seed):
-    """Yields captions for pictures without any, such as "What color is it? red Where is it? left".
+def make_captions(part, seed):
+    """Yields four captions for each picture of a Part that has none, so that it is learned from.
 
-    Four for each picture, of up to four questions and their answers; of those that are answered
-    by yes or no only where nothing else is asked.
+    They name its objects, "sofa, cat", at most six in any order. Where no objects are known they
+    are questions with their answers, "What color is it? red Where is it? left"; those that yes or
+    no answers only where nothing else is asked.
     """
     rng = Random(seed)
+    captioned = {e.picture for e in part.captions}
     about = defaultdict(list)
-    for e in questions:
+    for e in part.questions:
         about[e.picture].append(e)
-    for i, examples in about.items():
-        open_questions = [e for e in examples if e.answer not in NO_YES]
-        texts = [f"{e.prompt} {e.answer}" for e in open_questions or examples]
-        for _ in range(4):
-            yield Example(i, None, " ".join(rng.sample(texts, min(4, len(texts)))), "caption")
+    for i, texts in enumerate(part.objects):
+        joint = ", "
+        if not texts:
+            open_questions = [e for e in about[i] if e.answer not in NO_YES]
+            texts = [f"{e.prompt} {e.answer}" for e in open_questions or about[i]]
+            joint = " "
+        if texts and i not in captioned:
+            for _ in range(4):
+                chosen = rng.sample(texts, min(6, len(texts)))
+                yield Example(i, None, joint.join(chosen), "caption")
 
 
 def exist_questions(objects, seed):
@@ -520,3 +528,25 @@ def digest(part):
     """16 hexadecimal digits of all that a Part says: other data have others."""
     told = repr((part.captions, part.questions, part.objects, part.hashes))
     return sha256(told.encode()).hexdigest()[:16]
+
+
+def main():
+    """Save a scene, and print its texts and one row of a batch, position by position."""
+    part = make_world("train", 100)
+    about = [e for e in part.questions if e.picture == 0]
+    Image.fromarray(part.images[0]).resize((512, 512), Image.NEAREST).save("scene.png")
+    print(f"wrote scene.png\n\ncaption:     {part.captions[0].answer}")
+    for e in about:
+        print(f"{e.kind + ':':12} {e.prompt} {e.answer}")
+    tokenizer = Tokenizer.build(t for e in part.questions for t in (e.prompt, e.answer))
+    batch = Dataset(about, part.images, tokenizer, Config(0)).batch(range(len(about)))
+    print(f"\nOne row of a batch of {len(about)}:\nposition    id  modality  what it is")
+    for t, i in enumerate(batch["ids"][0].tolist()):
+        name = {PAD: "padding", TEXT: "text", IMAGE: "image"}[batch["modality"][0, t].item()]
+        piece = SPECIALS[i] if i < len(SPECIALS) else repr(tokenizer.decode([i]))
+        must = "  <- must be generated" if batch["generated"][0, t] else ""
+        print(f"{t:8} {i:5}  {name:8}  {piece}{must}")
+
+
+if __name__ == "__main__":
+    main()

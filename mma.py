@@ -24,6 +24,7 @@ o: opened by MMA.
            <eos>  # # # # # # # # # # # # #
 
 This file needs torch alone: copy it into your own model. Shapes: B rows of a batch, T positions.
+`python mma.py` draws the masks of all KINDS.
 """
 import torch
 
@@ -103,3 +104,31 @@ def check(modality, generated):
         raise ValueError(f"modality must be {PAD} (padding) or more, but is {modality.min()}")
     if modality.is_cpu and (generated & (modality != TEXT)).any():
         raise ValueError("a position is generated, but not TEXT: only text is generated")
+
+
+def example():
+    """A question about four image tokens, and its answer: (names, modality, generated).
+
+    names: a text for each of the T positions. modality, generated: (1, T), see `attention_mask`.
+    """
+    names = "<user> img img img img is there a cat ? <assistant> yes <eos>".split()
+    modality = torch.tensor([[IMAGE if name == "img" else TEXT for name in names]])
+    return names, modality, torch.arange(len(names))[None] > names.index("<assistant>")
+
+
+def main():
+    """Draw the masks of the example; o: seen under this mask, but not under the causal one."""
+    names, modality, generated = example()
+    signs = {}  # kind of attention -> for each position, what it sees
+    for attention in KINDS:
+        mask, causal = (attention_mask(modality, generated, kind)[0, 0].int()
+                        for kind in (attention, "causal"))
+        signs[attention] = [" ".join(".o#"[x] for x in row) for row in (mask + causal).tolist()]
+    for pair in (KINDS[i:i + 2] for i in range(0, len(KINDS), 2)):
+        print(f"\n{'':18}" + "".join(f"{attention:28}" for attention in pair))
+        for t, name in enumerate(names):
+            print(f"{name:>16}  " + "   ".join(signs[attention][t] for attention in pair))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ vectors, some from the picture and some from the token embedding, and a mask of 
 Shapes: B rows, T positions, D width, H heads, N pictures, n image tokens per picture (one per
 patch), S positions in the KV cache, V vocabulary. With the default sizes a picture of 64 x 64
 pixels becomes n = 16 image tokens of D = 128 numbers; a question and its answer are T = 28 tokens.
+`python model.py` walks a question through a trained model and prints the shape of each stage.
 """
 from dataclasses import dataclass, replace
 
@@ -253,3 +254,41 @@ class MultimodalGPT(nn.Module):
             x = self.token(token)[:, None]  # (B, 1, D)
             start = stop
         return torch.stack(tokens, 1)
+
+
+STAGES = {  # module -> what it does, in the order in which they are called
+    "token": "ids become vectors; those at image tokens do not count",
+    "vit.blocks.0": "ViT, block 1: each patch looks at all patches",
+    "vit": "all of the ViT: a picture has become patch features",
+    "projector": "patch features become image tokens and go into the row",
+    "position": "where a token stands is added to it",
+    "blocks.0.attention": "decoder, block 1: image tokens look at the question",
+    "blocks.0": "and each token is worked out on its own",
+    "blocks.3": "the same three times more: the last block",
+    "norm": "ready to predict: at each position the next token",
+}
+
+
+def main():
+    """Walk a question through the model of results/mma.pt, and print the shape of each stage."""
+    from data import Dataset, make_world  # of files that are read later
+    from train import load
+    model, tokenizer, _ = load("results/mma.pt")
+    part = make_world("test", 1)
+    batch = Dataset(part.questions, part.images, tokenizer, model.config).batch([0], "cpu", True)
+    print(f"{part.questions[0].prompt}  (right: {part.questions[0].answer})\n")
+
+    def show(name, x, y, meaning):
+        shapes = f"{str(tuple(x.shape)):17} -> {str(tuple(y.shape)):13}"
+        print(f"{name:19} {shapes} {meaning}")
+
+    for name, meaning in STAGES.items():
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, y, name=name: show(name, inputs[0], y, STAGES[name]))
+    logits = model(**batch)[0, -1]  # (V,)
+    text = tokenizer.decode([logits.argmax()])
+    print(f"\nAfter the last token the largest of {len(logits)} logits is that of {text!r}.")
+
+
+if __name__ == "__main__":
+    main()

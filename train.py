@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import EOS_ID, Dataset, Tokenizer, digest, make_world, read_folder, usual
+from data import EOS_ID, NO_YES, Dataset, Tokenizer, digest, make_world, read_folder, usual
 from mma import KINDS
 from model import PATCH, Config, MultimodalGPT
 
@@ -57,8 +57,8 @@ OPTIONS = {  # name: (default, meaning)
     "scenes": (20_000, "training scenes of the picture world"),
     "batch-size": (64, "pictures in a batch of pretrain; sft takes a quarter of them"),
     "questions": (8, "questions about each picture of a batch"),
-    "pretrain-steps": (900, "steps of the first stage"),
-    "sft-steps": (500, "steps of the second stage"),
+    "pretrain-steps": (1200, "steps of the first stage"),
+    "sft-steps": (600, "steps of the second stage"),
     "pretrain-lr": (0.02, "highest learning rate of Muon in pretrain"),
     "sft-lr": (0.03, "highest learning rate of Muon in sft"),
     "save-every": (60.0, "seconds from one checkpoint to the next"),
@@ -171,13 +171,12 @@ def load(path, device="cpu", model_class=MultimodalGPT):
         weights = dict(checkpoint["weights"])
     except Exception as error:  # damaged files raise nearly every kind there is
         raise SystemExit(f"{path}: damaged, or no checkpoint ({error!r:.200})")
-    with torch.device("meta"):  # takes no memory: the weights come from the file
-        model = model_class(config, attention)
+    model = model_class(config, attention)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise SystemExit(f"{path}: damaged, or of another model ({error!r:.200})")
-    return model.to(device).eval(), tokenizer, checkpoint
+    return model.float().to(device).eval(), tokenizer, checkpoint
 
 
 def answer(model, dataset, batch_size=256):
@@ -345,8 +344,13 @@ class Trainer:
                 loss = self.loss(self.val, range(len(self.val.rows))[:VAL_SCENES]).item()
             self.bar.write(f"pretrain {self.step}: loss of held-out texts {loss:.3f}")
             return {"val_loss": loss}
-        accuracy, asked = accuracy_by_kind(self.val.examples, answer(self.model, self.val))
+        texts = answer(self.model, self.val)
+        accuracy, asked = accuracy_by_kind(self.val.examples, texts)
         self.bar.write(f"sft {self.step}: {percents(accuracy)} (of {percents(asked)})")
+        # And one question, always the same, that yes or no does not answer, if there is one.
+        given = list(zip(self.val.examples, texts))
+        e, text = next((pair for pair in given if pair[0].answer not in NO_YES), given[0])
+        self.bar.write(f"    {e.prompt} {text} (right: {e.answer})")
         return {"accuracy": accuracy, "n": asked}
 
     def save(self, name="model.pt", finished=False):

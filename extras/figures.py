@@ -1,11 +1,13 @@
 """The pictures in results/, and what other extras draw and print with.
 
     python -m extras.figures              masks.png, and strips.png from results/*.jsonl
-    python -m extras.figures CAUSAL MMA   also answers.png: what two runs answer about test scenes
-    python -m extras.figures RUN [RUN]    RUN/answers.png alone, for runs of your own pictures
+    python -m extras.figures RUN [RUN]    RUN/answers.png: what one or two runs answer, and where
+                                          they look
+    python -m extras.figures CAUSAL MMA --ship    answers.png of these, and their weights as
+                                          causal.pt and mma.pt, which extras.sample asks
 """
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -16,9 +18,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from data import (FIRST_SEED, IMAGE_ID, NO_YES, Dataset, Example, draw, load_picture, make_scene,
-                  make_world, read_entries, read_lines)
+                  read_entries, read_lines)
 from eval_pope import ask, own_part
-from mma import IMAGE, TEXT, attention_mask
+from mma import attention_mask, example
 from train import answer, load, pick_device
 
 INK, PAPER = (30, 30, 30), (255, 255, 255)
@@ -83,7 +85,6 @@ def spotlight(picture, weights):
 
 
 # Masks of a short example.
-EXAMPLE = "<user> img img img img is there a cat ? <assistant> yes <eos>".split()
 CELL, LEFT, TOP = 34, 150, 196  # side of a pair; room for the names beside and above the masks
 HIDDEN, OPENED, SEEN = (235, 237, 240), (240, 140, 20), (70, 92, 130)
 LEGEND = ((150, SEEN, "seen"), (246, OPENED, "opened by mma"), (446, HIDDEN, "hidden"),
@@ -92,21 +93,20 @@ LEGEND = ((150, SEEN, "seen"), (246, OPENED, "opened by mma"), (446, HIDDEN, "hi
 
 def draw_masks():
     """The causal mask of the example beside that of mma."""
-    modality = torch.tensor([[IMAGE if name == "img" else TEXT for name in EXAMPLE]])
-    generated = torch.arange(len(EXAMPLE))[None] > EXAMPLE.index("<assistant>")
+    names, modality, generated = example()
     causal = attention_mask(modality, generated, "causal")[0, 0]
-    side = CELL * len(EXAMPLE)
+    side = CELL * len(names)
     picture, pen = blank(LEFT + 2 * side + 100, TOP + side + 62)
-    names, pen_of_names = blank(110, side)  # to be turned and put above each mask
-    for t, name in enumerate(EXAMPLE):
+    labels, pen_of_labels = blank(110, side)  # to be turned and put above each mask
+    for t, name in enumerate(names):
         y = (t + 0.5) * CELL
         color = COLORS[1] if name == "img" else INK
         put(pen, LEFT - 10, TOP + y, name, 20, color, "rm")
-        put(pen_of_names, 0, y, name, 20, color)
+        put(pen_of_labels, 0, y, name, 20, color)
     for left, kind, does in ((LEFT, "causal", "never"), (LEFT + side + 50, "mma", "also")):
         put(pen, left, 26, kind, 34)
         put(pen, left, 62, f"image tokens {does} see the question", 21)
-        picture.paste(names.rotate(90, expand=True), (left, TOP - 114))
+        picture.paste(labels.rotate(90, expand=True), (left, TOP - 114))
         mask = attention_mask(modality, generated, kind)[0, 0]
         for q, k in np.ndindex(mask.shape):
             x, y = left + k * CELL, TOP + q * CELL
@@ -116,44 +116,6 @@ def draw_masks():
     for x, color, meaning in LEGEND:
         pen.rectangle((x, y - 9, x + 18, y + 9), color)
         put(pen, x + 28, y, meaning, 20)
-    return picture
-
-
-def choose(given):
-    """Yields six test scenes: the first three, and the next three with a wrong answer.
-
-    given: for each run a list of (Example, answer), in the same order. A scene comes as (its index,
-    three questions), and a question as (whether all runs are right, Example, their answers).
-    """
-    scenes = defaultdict(list)
-    for pairs in zip(*given):
-        example = pairs[0][0]
-        texts = [text for _, text in pairs]
-        scenes[example.picture].append(({*texts} == {example.answer}, example, texts))
-    wrong = [i for i in scenes if i > 2 and not all(right for right, *_ in scenes[i])]
-    for i in [0, 1, 2, *wrong[:3]]:
-        Random(i).shuffle(scenes[i])
-        yield i, sorted(scenes[i], key=lambda question: question[0])[:3]  # wrong ones first
-
-
-def draw_answers(*runs):
-    """What runs, as `train.load` returns them, answer about the scenes that `choose` yields."""
-    given = [ask(run, make_world("test", 200, 0, run[0].config.image_size)) for run in runs]
-    picture, pen = blank(1240, 640)
-    put(pen, 14, 22, "The first three test scenes", 22)
-    put(pen, 634, 22, "The next three with a wrong answer", 22)
-    for n, (i, questions) in enumerate(choose(given)):
-        x = 14 + n // 3 * 620
-        y = 46 + n % 3 * 198
-        scene = make_scene(FIRST_SEED["test"] + i)
-        picture.paste(Image.fromarray(draw(scene, 188)), (x, y))
-        for right, example, texts in questions:
-            truth = "" if right else f"   (right: {example.answer})"
-            put(pen, x + 202, y + 12, example.prompt + truth)
-            for left, run, text in zip((222, 412), runs, texts):
-                color = GREEN if text == example.answer else RED
-                put(pen, x + left, y + 37, f"{run[0].attention}: {text:.20}", 18, color)
-            y += 63
     return picture
 
 
@@ -178,23 +140,38 @@ def choose_six(answers):
     return sorted(chosen), share
 
 
+def test_entries(folder):
+    """The entries of a folder of one's own pictures which `eval_pope.own_part` asks about."""
+    files = [Path(folder, f"{name}.jsonl") for name in ("test", "val", "train")]
+    return read_entries(next(filter(Path.exists, files), files[-1]))
+
+
+def large(folder, part):
+    """A function of the index of a picture in a Part of test -> the picture, 240 pixels a side.
+
+    folder: of one's own pictures, or None for the picture world.
+    """
+    if not folder:
+        return lambda i: draw(make_scene(FIRST_SEED["test"] + i), 240)
+    path_of = {entry["hash"]: entry["file"] for entry in test_entries(folder)}
+    return lambda i: load_picture(path_of[part.hashes[i]], 240)
+
+
 def draw_sheet(*runs):
-    """Six photographs, what runs answer about them, where they look; and the same in words."""
+    """Six pictures, what runs answer about them, and where they look; and the same in words."""
     checkpoint = runs[0][2]
-    files = [Path(checkpoint["options"]["data"], f"{x}.jsonl") for x in ("test", "val", "train")]
-    file = next(filter(Path.exists, files))  # that own_part reads
-    path_of = {entry["hash"]: entry["file"] for entry in read_entries(file)}
-    parts = [own_part((run[0], None, checkpoint), 0) for run in runs]  # each in its run's size
+    parts = [own_part((run[0], None, checkpoint), 200) for run in runs]  # each in its run's size
     answers = [dict(ask(run, part)) for run, part in zip(runs, parts)]
     chosen, wrong = choose_six(answers)
-    words = (f"{len(chosen)} photographs of {file}, a question about each. Of all questions "
-             f"{wrong:.0%} have a wrong answer (red). Bright: where the answer looks.")
+    picture_of = large(checkpoint["options"]["data"], parts[0])
+    words = (f"Six pictures, a question about each. Of all {len(answers[0]):,} questions "
+             f"{wrong:.1%} have a wrong answer (red). Bright: where the answer looks.")
     width = 250 * (1 + len(runs))
     picture, pen = blank(2 * width + 60, 1190)
     put(pen, 20, 14, words, 20, anchor="la", letters=width // 5)
     for n, e in enumerate(chosen):
         x, y = 20 + n % 2 * (width + 30), 140 + n // 2 * 365
-        photo = load_picture(path_of[parts[0].hashes[e.picture]], 240)
+        photo = picture_of(e.picture)
         picture.paste(Image.fromarray(photo), (x, y))
         put(pen, x, y - 6, e.prompt, 22, anchor="ld", letters=width // 12)
         put(pen, x, y + 246, f"right: {e.answer}", 20, anchor="la", letters=24)
@@ -246,16 +223,20 @@ def main():
     """The command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="RUN", type=Path, help="one or two runs")
-    paths = parser.parse_args().runs
-    runs = [load(path, pick_device()) for path in paths]
-    if runs and runs[0][2]["options"]["data"]:
-        sheet, words = draw_sheet(*runs)
-        folder = paths[0] if paths[0].is_dir() else paths[0].parent
-        return write(sheet, folder / "answers.png", f": {words}")  # never to results/
-    write(draw_masks(), "results/masks.png")
-    write(draw_strips(), "results/strips.png")
-    if runs:
-        write(draw_answers(*runs), "results/answers.png")
+    parser.add_argument("--ship", action="store_true", help="see above")
+    options = parser.parse_args()
+    runs = [load(path, pick_device()) for path in options.runs]
+    if not runs:
+        write(draw_masks(), "results/masks.png")
+        return write(draw_strips(), "results/strips.png")
+    sheet, words = draw_sheet(*runs)
+    folder = options.runs[0] if options.runs[0].is_dir() else options.runs[0].parent
+    if options.ship:
+        folder = Path("results")
+        for model, _, checkpoint in runs:
+            weights = {"weights": model.cpu().half().state_dict(), "log": []}
+            torch.save(checkpoint | weights, folder / f"{model.attention}.pt")
+    write(sheet, folder / "answers.png", f": {words}")
 
 
 if __name__ == "__main__":

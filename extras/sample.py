@@ -1,11 +1,14 @@
-"""Ask a trained model about a picture, and see where it looks.
+"""Ask models about a picture, and see where their answers look.
 
-    python -m extras.sample                                    the newest run and a test scene
+    python -m extras.sample                                    your newest run, a test picture
+    python -m extras.sample runs/causal-seed0 runs/mma-seed0   several, side by side
     python -m extras.sample --image photo.jpg --question "Is there a boat in the image?"
 
-The picture is written to sample.png. With an answer it is shown twice: in the second one, the
-brighter an image token, the more the answer looks at it.
+Without a run of your own it asks the two models of results/. What is asked about is in sample.png,
+and after an answer so is where it looks: the brighter an image token, the more of the attention of
+the answer it gets.
 """
+import re
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import suppress
@@ -17,15 +20,65 @@ from random import randrange
 import numpy as np
 from PIL import Image
 
-from data import FIRST_SEED, draw, load_picture, make_scene
-from extras.figures import look, spotlight, write
+from data import FIRST_SEED, draw, exist_question, load_picture, make_scene, questions_about
+from extras.figures import INK, blank, look, put, spotlight, test_entries, write
 from train import load, pick_device
 
+SHIPPED = ["results/causal.pt", "results/mma.pt"]
 
-def show(path, *pictures):
-    """Write pictures side by side."""
-    picture = Image.fromarray(np.hstack(pictures))
-    write(picture.resize((256 * len(pictures), 256)), path)
+
+def held_out(checkpoint, number):
+    """A picture that a run was not trained on: (function of its size -> picture, a question)."""
+    folder = checkpoint["options"]["data"]
+    if not folder:
+        scene = make_scene(FIRST_SEED["test"] + number)
+        [questions] = questions_about([scene], number)
+        return partial(draw, scene), questions[-1][0]
+    known = {*checkpoint["trained_on"]}
+    entries = [e for e in test_entries(folder) if e["hash"] not in known]
+    entry = entries[number % len(entries)]
+    thing = next(iter(entry["objects"]), "dog")
+    return partial(load_picture, entry["file"]), entry.get("question", exist_question(thing))
+
+
+def doubts(question, tokenizer, checkpoint):
+    """Yields what speaks against the answer of a run, before it is given."""
+    if not checkpoint["finished"] or checkpoint["stage"] == "pretrain":
+        yield f"it has not learned to answer yet ({checkpoint['stage']} step {checkpoint['step']})"
+    unknown = [x.strip() for x in tokenizer.PIECE.findall(question) if x not in tokenizer.id_of]
+    if any(map(str.isalnum, unknown)):
+        yield f"it has never read {', '.join(filter(str.isalnum, unknown))}"
+    elif question not in checkpoint.get("usual", {"answers": [question]})["answers"]:
+        yield "it was never asked this in training"
+
+
+def introduce(run):
+    """Print what a run can know."""
+    options, shown = run[2]["options"], run[2].get("usual", {}).get("shown", {})
+    things = [re.sub("^Is there an? | in the image.$", "", question) for question in shown]
+    things.sort(key=lambda thing: -shown[exist_question(thing)])
+    more = f" and {len(things) - 20} more" if len(things) > 20 else ""
+    print(f"It knows {'photographs' if options['data'] else 'drawn pictures'}, and has been asked "
+          f"for these things: {', '.join(things[:20])}{more}.")
+
+
+def in_terminal(picture):
+    """Print a picture, two pixels in each character."""
+    rows = np.array(Image.fromarray(picture).resize((64, 64)))
+    for pair in zip(rows[::2], rows[1::2]):
+        colors = ["{};{};{}".format(*color) for row in zip(*pair) for color in row]
+        cells = [f"\033[38;2;{top};48;2;{bottom}m\u2580"
+                 for top, bottom in zip(colors[::2], colors[1::2])]
+        print("".join(cells) + "\033[0m")
+
+
+def show(path, pictures, texts):
+    """Write pictures side by side, a text below each."""
+    sheet, pen = blank(266 * len(pictures) - 10, 306)
+    for n, (picture, text) in enumerate(zip(pictures, texts)):
+        sheet.paste(Image.fromarray(picture).resize((256, 256)), (266 * n, 0))
+        put(pen, 266 * n + 2, 260, text, 18, INK, "la", 28)
+    write(sheet, path)
 
 
 def main():
@@ -33,36 +86,49 @@ def main():
     sys.stdout.reconfigure(errors="backslashreplace")  # no name of a file ends a run
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("run", nargs="?", help="run folder or checkpoint (default: the newest run)")
-    add("--image", metavar="FILE", type=Path, help="a picture of yours (default: a test scene)")
-    add("--scene", metavar="N", type=int, default=randrange(1000), help="test scene (default: any)")
+    add("runs", nargs="*", help="run folders or checkpoints (default: the newest run)")
+    add("--image", metavar="FILE", type=Path, help="a picture of yours (default: a test picture)")
+    add("--scene", metavar="N", type=int, default=randrange(1000), help="test picture (any)")
     add("--question", metavar="TEXT", help="ask this and end (default: ask again and again)")
     add("--out", metavar="FILE", default="sample.png", help="what to draw (default: sample.png)")
     add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
     options = parser.parse_args()
-    newest = max(Path("runs").glob("*/model.pt"), key=getmtime, default="runs")
-    run = model, *_ = load(options.run or newest, pick_device(options.device))
+    newest = sorted(Path("runs").glob("*/model.pt"), key=getmtime)[-1:]
+    if not options.runs and not newest:
+        print("No run of yours in runs/ yet: here are the two models of results/.")
+    paths = options.runs or newest or [Path(__file__).parent.parent / name for name in SHIPPED]
+    runs = [load(path, pick_device(options.device)) for path in paths]
+    picture_of, question = held_out(runs[0][2], options.scene)
     if options.image:
-        picture = load_picture(options.image, model.config.image_size)
-        if picture is None:  # load_picture has said why
-            raise SystemExit(1)
+        picture_of = partial(load_picture, options.image)
+        if not runs[0][2]["options"]["data"]:
+            print("It has never seen a photograph, and sees drawn things in one.")
     else:
-        print(f"test scene {options.scene} (--scene {options.scene} shows it again)")
-        picture = draw(make_scene(FIRST_SEED["test"] + options.scene), model.config.image_size)
+        print(f"This is test picture {options.scene} (--scene {options.scene} shows it again).")
+    pictures = [picture_of(model.config.image_size) for model, *_ in runs]
+    if pictures[0] is None:  # load_picture has said why
+        raise SystemExit(1)
+    if sys.stdout.isatty():
+        in_terminal(pictures[0])
     try:
-        show(options.out, picture)
+        show(options.out, pictures[:1], [""])
     except (OSError, ValueError) as error:  # ValueError: no picture format has this ending
         raise SystemExit(f"--out {options.out}: cannot be written ({error})")
+    introduce(runs[0])
+    print(f"Try: {question}")
     ask = "Ask about the picture (an empty line ends): "
     questions = [options.question] if options.question else iter(partial(input, ask), "")
     too_long = () if options.question else SystemExit  # Dataset prints what is too long
     with suppress(EOFError, KeyboardInterrupt):
         for question in questions:
             with suppress(too_long):
-                text, weights = look(run, picture, question)
-                print(f"{model.attention}: {text}")
-                print(f"up to {weights.max():.0%} of its attention goes to one image token")
-                show(options.out, picture, spotlight(picture, weights))
+                found = [look(run, picture, question) for run, picture in zip(runs, pictures)]
+                texts = [f"{run[0].attention}: {text}" for run, (text, _) in zip(runs, found)]
+                print("   ".join(texts))
+                for doubt in doubts(question, *runs[0][1:]):
+                    print(f"  but {doubt}")
+                lit = [spotlight(p, weights) for p, (_, weights) in zip(pictures, found)]
+                show(options.out, [pictures[0], *lit], [question, *texts])
 
 
 if __name__ == "__main__":

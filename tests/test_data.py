@@ -180,7 +180,7 @@ def test_the_three_forms_of_lines_become_examples(folder, capsys):
     ], [{"image": "9.png", "objects": ["key"]}, {"image": "8.png", "objects": ["cup"]}])
     assert capsys.readouterr().out == f"{folder}/train.jsonl: keys that are not used: {{'id': 2}}\n"
     assert shown(train) == [3, 5] and shown(val) == [8, 9]
-    assert train.captions == [(0, None, "A cat.", "caption")]
+    assert train.captions == [(0, None, "A cat.", "caption"), *4 * [(1, None, "cup", "caption")]]
     assert train.objects == [["cat", "dog"], ["cup"]] and val.objects == [["key"], ["cup"]]
     assert train.questions[:2] == [(1, "Why?", "so", "question"), (1, "Who?", "Tom", "name")]
     wanted = [(0, "cat", "yes"), (0, "cup", "no"), (0, "dog", "yes"),
@@ -189,16 +189,18 @@ def test_the_three_forms_of_lines_become_examples(folder, capsys):
     assert sorted(train.questions[2:]) == wanted
 
 
-def test_where_there_are_no_captions_open_questions_and_their_answers_become_some(folder):
+def test_a_picture_without_a_caption_gets_four_of_its_objects_or_of_questions_and_answers(folder):
     asked = [("Which?", "a"), ("Red?", "yes"), ("Why?", "b")]
     lines = [{"image": "3.png", "question": q, "answer": a} for q, a in asked]
-    lines += [{"image": "5.png", "question": "Red?", "answer": "no"}]
+    lines += [{"image": "5.png", "question": "Red?", "answer": "no"}, *captions([7])]
+    lines += [{"image": "8.png", "objects": ["cat", "sofa"], "question": "Why?", "answer": "b"}]
     train, _ = read(folder, lines, captions([9]))
+    assert {e.answer for e in train.captions if e.picture == 3} <= {"cat, sofa", "sofa, cat"}
     told = {(e.picture, e.prompt, e.kind): e.answer for e in train.captions}
-    assert told.keys() == {(0, None, "caption"), (1, None, "caption")}
+    assert told.keys() == {(i, None, "caption") for i in range(4)}
     assert {e.answer for e in train.captions if e.picture == 0} <= {
         "Which? a Why? b", "Why? b Which? a"}
-    assert told[1, None, "caption"] == "Red? no" and len(train.captions) == 8
+    assert told[1, None, "caption"] == "Red? no" and len(train.captions) == 13
 
 
 def test_who_is_held_out_is_a_property_of_the_picture_and_is_not_trained_on(folder, capsys):

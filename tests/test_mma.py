@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mma
+from drawing import compare, read_mask
 from mma import IMAGE, KINDS, PAD, TEXT, attention_mask, mask_mod
 
 # Padding, two pictures (i) and two sounds (2) with text between, question, answer, question 2,
@@ -43,28 +44,6 @@ def read_rows(*layouts):
     return torch.tensor(ids), torch.tensor(modality), torch.tensor(generated)
 
 
-def compare(mask, wanted, names):
-    """mask: (T, T) bool. wanted: T texts in which # = may attend. A failure shows both."""
-    assert mask.dtype == torch.bool, f"wanted is a bool, True = may attend, not {mask.dtype}"
-    lines, wrong = ["yours beside what is wanted:"], []
-    for q, row in enumerate(mask.tolist()):
-        found = "".join(".#"[sees] for sees in row)
-        wrong += [(q, k) for k, sign in enumerate(found) if sign != wanted[q][k]]
-        mark = "" if found == wanted[q] else "  wrong"
-        lines.append(f"{names[q]:>12}  {found}  {wanted[q]}{mark}")
-    for q, k in wrong[:1]:
-        verb = "sees" if mask[q, k] else "does not see"
-        lines.append(f"'{names[q]}' (position {q}) {verb} '{names[k]}' (position {k})")
-        pytest.fail("\n".join(lines), pytrace=False)
-
-
-def test_a_wrong_mask_is_drawn_beside_the_right_one_and_named_in_words():
-    mask = torch.tensor([[True, False], [True, False]])
-    says = r"img  #\.  #\.\n +yes  #\.  ##  wrong\n'yes' \(position 1\) does not see 'yes'"
-    with pytest.raises(pytest.fail.Exception, match=says):
-        compare(mask, ["#.", "##"], ["img", "yes"])
-
-
 @pytest.mark.parametrize("attention, opened", [("causal", "."), ("mma", "#")])
 def test_mask_is_the_one_drawn_in_the_documentation(attention, opened):
     rows = [line.split()[:14] for line in mma.__doc__.splitlines() if "# " in line]
@@ -72,7 +51,7 @@ def test_mask_is_the_one_drawn_in_the_documentation(attention, opened):
     assert names == "<user> img img img img is there a cat ? <assistant> yes <eos>".split()
     wanted = ["".join(row[1:]).replace("o", opened) for row in rows]
     _, *about = read_rows("uiiiitttttaYE")
-    compare(attention_mask(*about, attention)[0, 0], wanted, names)
+    compare(attention_mask(*about, attention)[0, 0], read_mask(wanted), names)
 
 
 @pytest.mark.parametrize("attention", KINDS)
@@ -83,7 +62,7 @@ def test_mask_is_the_one_drawn_by_hand(attention):
     names = [row[0] for row in rows]
     wanted = [row[1 + head.index(attention)] for row in rows]
     _, *about = read_rows(names)
-    compare(attention_mask(*about, attention)[0, 0], wanted, names)
+    compare(attention_mask(*about, attention)[0, 0], read_mask(wanted), names)
 
 
 def plain_rule(q, k, layout, attention):
@@ -116,7 +95,7 @@ def test_masks_equal_a_plain_loop_and_answers_never_reach_back_through_layers(at
         for layout, found in zip(layouts, mask[:, 0]):
             wanted = ["".join(".#"[plain_rule(q, k, layout, attention)] for k in range(T))
                       for q in range(T)]
-            compare(found, wanted, layout)
+            compare(found, read_mask(wanted), layout)
         reach = torch.linalg.matrix_power(mask[:, 0].double(), 20)  # after twenty layers
         assert not reach.triu(1)[generated[:, None].expand_as(reach)].any()
 

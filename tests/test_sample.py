@@ -1,5 +1,6 @@
 """Asking about a picture: what is shown is what the model computes."""
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,10 +8,12 @@ import torch
 from PIL import Image
 
 from data import IMAGE_ID, Dataset, Example, draw, make_scene
+from driving import write_lines
 from extras import sample
 from model import Attention
 from train import load
 
+ROOT = Path(sample.__file__).parent.parent
 QUESTION = "Is there a boat in the image?"
 
 
@@ -62,7 +65,7 @@ def test_the_picture_is_shown_before_a_question_is_asked_for(program, monkeypatc
     monkeypatch.setattr("builtins.input", lambda _: shown.append(Image.open("sample.png")) or "")
     assert "wrote sample.png" in program("--scene", "3")
     scene = Image.fromarray(draw(make_scene(200_000_003), 96)).resize((256, 256))
-    assert np.array_equal(shown[0], scene)
+    assert np.array_equal(shown[0].crop((0, 0, 256, 256)), scene)
 
 
 def test_questions_are_asked_until_an_empty_line_or_the_end(program):
@@ -76,7 +79,54 @@ def test_a_picture_of_any_size_and_name_is_asked_about_and_shown(program):
     out = program("--image", "a\udcff.png", "--question", QUESTION, "--out", "b\udcff.png")
     assert "causal: " in out and out.endswith("\nwrote b\\udcff.png\n")
     whole = Image.open("b\udcff.png")
-    assert whole.size == (512, 256) and whole.getpixel((128, 128)) == (255, 0, 0)
+    assert whole.size == (522, 306) and whole.getpixel((128, 128)) == (255, 0, 0)
+
+
+def test_a_question_that_a_run_cannot_know_gets_its_answer_with_a_doubt():
+    for path in sample.SHIPPED:
+        _, tokenizer, checkpoint = load(ROOT / path)
+        for question, doubt in (("Is there a boat in the image?", []),
+                                ("What color is the fish?", []),
+                                ("Is there a dog in the image?", ["it has never read dog"]),
+                                ("Is there a fish?", ["it was never asked this in training"])):
+            assert list(sample.doubts(question, tokenizer, checkpoint)) == doubt
+    unfinished = checkpoint | {"finished": False, "step": 7}
+    [doubt] = sample.doubts("What color is the fish?", tokenizer, unfinished)
+    assert doubt == "it has not learned to answer yet (sft step 7)"
+
+
+def test_without_a_run_of_yours_the_two_models_of_the_repository_answer(
+        tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["sample", "--device", "cpu", "--scene", "1", "--question", "What is at bottom?"]
+    monkeypatch.setattr("sys.argv", words)
+    sample.main()
+    lines = capsys.readouterr().out.splitlines()
+    thing = next(o for o in make_scene(200_000_001).objects if o.place == "bottom")
+    assert "No run of yours" in lines[0]
+    assert f"causal: {thing.color} {thing.name}   mma: {thing.color} {thing.name}" in lines
+    assert Image.open("sample.png").width == 788
+
+
+def test_in_the_terminal_a_character_shows_a_pixel_above_another(capsys):
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[1, 0] = 1, 2, 3
+    sample.in_terminal(picture)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 32 and lines[0].startswith("\033[38;2;0;0;0;48;2;1;2;3m\u2580\033[")
+
+
+def test_a_run_of_your_own_pictures_is_asked_about_those_that_it_has_not_seen(
+        tiny, folder, monkeypatch, capsys):
+    lines = [{"image": f"{i}.png", "objects": [["cat"], ["cup"]][i % 2]} for i in range(220)]
+    write_lines(folder / "train.jsonl", lines[:200])
+    write_lines(folder / "val.jsonl", lines[200:])
+    tiny("--data", folder, "--image-size", 32)
+    monkeypatch.setattr("sys.argv", ["sample", "--scene", "21", "--question", "Is it?"])
+    sample.main()
+    out = capsys.readouterr().out
+    assert "these things: cat, cup." in out and "Try: Is there a cup in the image?" in out
+    assert Image.open("sample.png").getpixel((99, 99)) == (201, 0, 0)
 
 
 @pytest.mark.parametrize("arguments, says", [

@@ -1,0 +1,1 @@
+"""Two courses to fill in, graded by pytest: `masks.py` (an evening), `model.py` (a weekend)."""
