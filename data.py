@@ -14,6 +14,7 @@ from random import Random
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps, PngImagePlugin
 from tqdm.contrib.concurrent import thread_map
 
@@ -508,6 +509,24 @@ def load_pictures(path_of, size):
     if len(pictures) < 0.99 * len(path_of):
         raise SystemExit(f"only {len(pictures)} of {len(path_of)} pictures can be read, see above")
     return pictures
+
+
+def augment(images, seed):
+    """Photographs as from another side: flipped or not, and enlarged, so that margins are cut off.
+
+    images: (N, size, size, 3) uint8 -> the same. 60 to 100 % of each side stay.
+    """
+    rng = Random(seed)
+    draws = torch.tensor([[rng.random() for _ in range(4)] for _ in images])  # (N, 4)
+    share = 1 - 0.4 * draws[:, 0]  # of each side that stays
+    where = torch.zeros(len(images), 2, 3)  # from places in the new picture to those in the old
+    where[:, 0, 0] = share * (draws[:, 1] - 0.5).sign()  # left and right change places
+    where[:, 1, 1] = share
+    where[:, :, 2] = (1 - share[:, None]) * (2 * draws[:, 2:] - 1)
+    x = images.permute(0, 3, 1, 2).float()
+    grid = F.affine_grid(where.to(x.device), x.shape, align_corners=False)
+    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    return x.permute(0, 2, 3, 1).round().byte()
 
 
 def usual(part):

@@ -118,6 +118,7 @@ def example():
 
 def main():
     """Draw the masks of the example; o: seen under this mask, but not under the causal one."""
+    print("Row: the token that looks. #: seen, o: seen, but not under the causal mask, .: hidden")
     names, modality, generated = example()
     signs = {}  # kind of attention -> for each position, what it sees
     for attention in KINDS:

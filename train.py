@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import EOS_ID, NO_YES, Dataset, Tokenizer, digest, make_world, read_folder, usual
+from data import (EOS_ID, NO_YES, Dataset, Tokenizer, augment, digest, make_world, read_folder,
+                  usual)
 from mma import KINDS
 from model import PATCH, Config, MultimodalGPT
 
@@ -44,9 +45,10 @@ OPTIONS = {  # name: (default, meaning)
     "resume": (None, "go on with this interrupted run, with its options"),
     "name": (None, "folder under runs/, in place of ATTENTION-seedSEED"),
     "device": (None, "cpu, cuda, mps, ... in place of the best there is"),
-    "preset": ("tiny", "base: sizes for a GPU"),
+    "preset": ("tiny", "base: sizes for a GPU; photos: for photographs in --data"),
     "keep-decoder": (False, "one decoder in both stages, in place of a new one in sft"),
     "train-vit": (False, "train the ViT in fine-tuning, too"),
+    "augment": (False, "flip and crop pictures at random in pretrain"),
     "seed": (0, "of the weights, the questions and the batches"),
     "width": (Config.width, "width of the ViT and of the decoder"),
     "heads": (Config.heads, "attention heads"),
@@ -63,9 +65,14 @@ OPTIONS = {  # name: (default, meaning)
     "sft-lr": (0.03, "highest learning rate of Muon in sft"),
     "save-every": (60.0, "seconds from one checkpoint to the next"),
 }
-PRESETS = {"tiny": {}, "base": dict(
-    width=512, heads=8, layers=8, vit_layers=6, image_size=128, batch_size=128,
-    pretrain_steps=2000, sft_steps=1500)}
+PRESETS = {
+    "tiny": {},
+    "base": dict(width=512, heads=8, layers=8, vit_layers=6, image_size=128, batch_size=128,
+                 pretrain_steps=2000, sft_steps=1500),
+    # Photographs take longer to see; there a decoder that names things has learned what is asked.
+    "photos": dict(augment=True, keep_decoder=True, layers=2, pretrain_steps=2400, sft_steps=600,
+                   sft_lr=0.02),
+}
 CHOICES = {"attention": KINDS, "order": ("image-first", "text-first"), "preset": PRESETS}
 
 
@@ -321,8 +328,12 @@ class Trainer:
         return sum(self.pool.map(backward_some, parts))
 
     def loss(self, dataset, indices):
+        batch = dataset.batch(indices, self.device)
+        if self.options.augment and self.stage == "pretrain" and dataset is self.data:
+            seed = f"{self.options.seed} {self.step} {indices[0]}"
+            batch["images"] = augment(batch["images"], seed)
         with autocast(self.device):
-            return self.model.loss(**dataset.batch(indices, self.device))
+            return self.model.loss(**batch)
 
     def write_log(self, losses):
         """Add a line to the log, which is part of the checkpoint; metrics.jsonl is a copy of it."""

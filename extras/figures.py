@@ -1,6 +1,6 @@
 """The pictures in results/, and what other extras draw and print with.
 
-    python -m extras.figures              masks.png, and strips.png from results/*.jsonl
+    python -m extras.figures              strips.png, from results/*.jsonl
     python -m extras.figures RUN [RUN]    RUN/answers.png: what one or two runs answer, and where
                                           they look
     python -m extras.figures CAUSAL MMA --ship    answers.png of these, and their weights as
@@ -20,10 +20,10 @@ from PIL import Image, ImageDraw, ImageFont
 from data import (FIRST_SEED, IMAGE_ID, NO_YES, Dataset, Example, draw, load_picture, make_scene,
                   read_entries, read_lines)
 from eval_pope import ask, own_part
-from mma import attention_mask, example
 from train import answer, load, pick_device
 
 INK, PAPER = (30, 30, 30), (255, 255, 255)
+LINE = (235, 237, 240)
 GREEN, RED = (20, 120, 60), (200, 30, 30)
 COLORS = ((213, 94, 0), (0, 114, 178))  # the color-blind can tell them apart (Okabe and Ito)
 
@@ -84,46 +84,11 @@ def spotlight(picture, weights):
     return np.uint8(picture * np.array(light.resize(picture.shape[:2], Image.NEAREST))[..., None])
 
 
-# Masks of a short example.
-CELL, LEFT, TOP = 34, 150, 196  # side of a pair; room for the names beside and above the masks
-HIDDEN, OPENED, SEEN = (235, 237, 240), (240, 140, 20), (70, 92, 130)
-LEGEND = ((150, SEEN, "seen"), (246, OPENED, "opened by mma"), (446, HIDDEN, "hidden"),
-          (614, PAPER, "row: the token that looks; column: the token looked at"))
-
-
-def draw_masks():
-    """The causal mask of the example beside that of mma."""
-    names, modality, generated = example()
-    causal = attention_mask(modality, generated, "causal")[0, 0]
-    side = CELL * len(names)
-    picture, pen = blank(LEFT + 2 * side + 100, TOP + side + 62)
-    labels, pen_of_labels = blank(110, side)  # to be turned and put above each mask
-    for t, name in enumerate(names):
-        y = (t + 0.5) * CELL
-        color = COLORS[1] if name == "img" else INK
-        put(pen, LEFT - 10, TOP + y, name, 20, color, "rm")
-        put(pen_of_labels, 0, y, name, 20, color)
-    for left, kind, does in ((LEFT, "causal", "never"), (LEFT + side + 50, "mma", "also")):
-        put(pen, left, 26, kind, 34)
-        put(pen, left, 62, f"image tokens {does} see the question", 21)
-        picture.paste(labels.rotate(90, expand=True), (left, TOP - 114))
-        mask = attention_mask(modality, generated, kind)[0, 0]
-        for q, k in np.ndindex(mask.shape):
-            x, y = left + k * CELL, TOP + q * CELL
-            color = SEEN if causal[q, k] else OPENED if mask[q, k] else HIDDEN
-            pen.rectangle((x + 1, y + 1, x + CELL - 1, y + CELL - 1), color)
-    y = TOP + side + 33
-    for x, color, meaning in LEGEND:
-        pen.rectangle((x, y - 9, x + 18, y + 9), color)
-        put(pen, x + 28, y, meaning, 20)
-    return picture
-
-
 def choose_six(answers):
     """Six questions about six pictures, by a fixed seed; each of the kind that was used least.
 
     As many of the six as of all have a wrong answer, rounded, but one at least and five at most.
-    answers: for each run a dict of Example -> text. Returns the six, and the share of wrong ones.
+    answers: for each run a dict of Example -> text.
     """
     asked = [e for e in answers[0] if all(e in texts for texts in answers)]
     wrong = {e for e in asked if any(texts[e] != e.answer for texts in answers)}
@@ -137,7 +102,7 @@ def choose_six(answers):
             used[e.picture], (e in wrong) != shows_wrong, used[kind_of[e]],
             not shows_wrong and e.kind != "exist")))
         used.update((chosen[n].picture, kind_of[chosen[n]]))
-    return sorted(chosen), share
+    return sorted(chosen)
 
 
 def test_entries(folder):
@@ -162,10 +127,12 @@ def draw_sheet(*runs):
     checkpoint = runs[0][2]
     parts = [own_part((run[0], None, checkpoint), 200) for run in runs]  # each in its run's size
     answers = [dict(ask(run, part)) for run, part in zip(runs, parts)]
-    chosen, wrong = choose_six(answers)
+    chosen = choose_six(answers)
     picture_of = large(checkpoint["options"]["data"], parts[0])
-    words = (f"Six pictures, a question about each. Of all {len(answers[0]):,} questions "
-             f"{wrong:.1%} have a wrong answer (red). Bright: where the answer looks.")
+    shares = [sum(text == e.answer for e, text in texts.items()) / len(texts) for texts in answers]
+    right = ", ".join(f"{run[0].attention} {share:.1%}" for run, share in zip(runs, shares))
+    words = (f"Six pictures, a question about each. Right answers to all {len(answers[0]):,} "
+             f"questions: {right}. Bright: where the answer looks.")
     width = 250 * (1 + len(runs))
     picture, pen = blank(2 * width + 60, 1190)
     put(pen, 20, 14, words, 20, anchor="la", letters=width // 5)
@@ -196,7 +163,7 @@ def draw_strips():
     picture, pen = blank(1160, 460)
     for percent in range(50, 101, 10):
         x = 16 * percent - 500
-        pen.line((x, 10, x, 400), HIDDEN, 2)
+        pen.line((x, 10, x, 400), LINE, 2)
         put(pen, x, 416, str(percent), anchor="mm")
     text = "accuracy of all questions, %   (circle: a seed; bar: the median; at the best rates)"
     put(pen, 300, 444, text)
@@ -227,7 +194,6 @@ def main():
     options = parser.parse_args()
     runs = [load(path, pick_device()) for path in options.runs]
     if not runs:
-        write(draw_masks(), "results/masks.png")
         return write(draw_strips(), "results/strips.png")
     sheet, words = draw_sheet(*runs)
     folder = options.runs[0] if options.runs[0].is_dir() else options.runs[0].parent

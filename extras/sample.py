@@ -15,34 +15,51 @@ from contextlib import suppress
 from functools import partial
 from os.path import getmtime
 from pathlib import Path
-from random import randrange
+from random import Random, randrange
 
 import numpy as np
 from PIL import Image
 
-from data import FIRST_SEED, draw, exist_question, load_picture, make_scene, questions_about
-from extras.figures import INK, blank, look, put, spotlight, test_entries, write
+from data import (FIRST_SEED, NO_YES, OBJECTS, draw, exist_question, load_picture, make_scene,
+                  unambiguous)
+from extras.figures import INK, blank, look, put, spotlight, test_entries
 from train import load, pick_device
 
 SHIPPED = ["results/causal.pt", "results/mma.pt"]
 
 
 def held_out(checkpoint, number):
-    """A picture that a run was not trained on: (function of its size -> picture, a question)."""
+    """A picture that a run was not trained on -> (function of its size -> picture, questions).
+
+    questions: a dict of all that have one right answer -> that answer, as far as is known.
+    """
     folder = checkpoint["options"]["data"]
     if not folder:
         scene = make_scene(FIRST_SEED["test"] + number)
-        [questions] = questions_about([scene], number)
-        return partial(draw, scene), questions[-1][0]
+        present = {o.name for o in scene.objects}
+        questions = {exist_question(name): NO_YES[name in present] for name in OBJECTS}
+        for pairs in unambiguous(scene).values():
+            questions |= dict(pairs)
+        return partial(draw, scene), questions
     known = {*checkpoint["trained_on"]}
     entries = [e for e in test_entries(folder) if e["hash"] not in known]
-    entry = entries[number % len(entries)]
-    thing = next(iter(entry["objects"]), "dog")
-    return partial(load_picture, entry["file"]), entry.get("question", exist_question(thing))
+    file = entries[number % len(entries)]["file"]
+    entries = [e for e in entries if e["file"] == file]
+    questions = {exist_question(thing): "yes" for e in entries for thing in e["objects"]}
+    questions |= {e["question"]: e["answer"] for e in entries if "question" in e}
+    return partial(load_picture, file), questions
+
+
+def complete(question):
+    """As it was asked in training: "Is there a cup" -> "Is there a cup in the image?"."""
+    question = question.strip().rstrip("?").rstrip()
+    if question.startswith("Is there") and not question.endswith("in the image"):
+        question += " in the image"
+    return question + "?"
 
 
 def doubts(question, tokenizer, checkpoint):
-    """Yields what speaks against the answer of a run, before it is given."""
+    """Yields what speaks against the answer of a run."""
     if not checkpoint["finished"] or checkpoint["stage"] == "pretrain":
         yield f"it has not learned to answer yet ({checkpoint['stage']} step {checkpoint['step']})"
     unknown = [x.strip() for x in tokenizer.PIECE.findall(question) if x not in tokenizer.id_of]
@@ -78,7 +95,7 @@ def show(path, pictures, texts):
     for n, (picture, text) in enumerate(zip(pictures, texts)):
         sheet.paste(Image.fromarray(picture).resize((256, 256)), (266 * n, 0))
         put(pen, 266 * n + 2, 260, text, 18, INK, "la", 28)
-    write(sheet, path)
+    sheet.save(path)
 
 
 def main():
@@ -93,38 +110,43 @@ def main():
     add("--out", metavar="FILE", default="sample.png", help="what to draw (default: sample.png)")
     add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
     options = parser.parse_args()
+    if options.scene < 0:
+        parser.error("--scene must be 0 or more")
     newest = sorted(Path("runs").glob("*/model.pt"), key=getmtime)[-1:]
     if not options.runs and not newest:
         print("No run of yours in runs/ yet: here are the two models of results/.")
     paths = options.runs or newest or [Path(__file__).parent.parent / name for name in SHIPPED]
     runs = [load(path, pick_device(options.device)) for path in paths]
-    picture_of, question = held_out(runs[0][2], options.scene)
+    picture_of, right = held_out(runs[0][2], options.scene)
     if options.image:
-        picture_of = partial(load_picture, options.image)
+        picture_of, right = partial(load_picture, options.image), {}
         if not runs[0][2]["options"]["data"]:
-            print("It has never seen a photograph, and sees drawn things in one.")
+            print("It has only seen drawn pictures: in a photograph it will see drawn things.")
     else:
         print(f"This is test picture {options.scene} (--scene {options.scene} shows it again).")
-    pictures = [picture_of(model.config.image_size) for model, *_ in runs]
-    if pictures[0] is None:  # load_picture has said why
+    if picture_of(64) is None:  # load_picture has said why
         raise SystemExit(1)
+    pictures = [picture_of(model.config.image_size) for model, *_ in runs]
     if sys.stdout.isatty():
         in_terminal(pictures[0])
     try:
         show(options.out, pictures[:1], [""])
     except (OSError, ValueError) as error:  # ValueError: no picture format has this ending
         raise SystemExit(f"--out {options.out}: cannot be written ({error})")
-    introduce(runs[0])
-    print(f"Try: {question}")
+    print(f"The picture is in {options.out}; after an answer so is where it looks (bright).")
+    if not options.question:
+        introduce(runs[0])
+        print("Try:", *Random(options.scene).sample([*right], min(5, len(right))), sep="\n  ")
     ask = "Ask about the picture (an empty line ends): "
     questions = [options.question] if options.question else iter(partial(input, ask), "")
     too_long = () if options.question else SystemExit  # Dataset prints what is too long
     with suppress(EOFError, KeyboardInterrupt):
-        for question in questions:
+        for question in map(complete, questions):
             with suppress(too_long):
                 found = [look(run, picture, question) for run, picture in zip(runs, pictures)]
                 texts = [f"{run[0].attention}: {text}" for run, (text, _) in zip(runs, found)]
-                print("   ".join(texts))
+                truth = f"   (right: {right[question]})" if question in right else ""
+                print("   ".join(texts) + truth)
                 for doubt in doubts(question, *runs[0][1:]):
                     print(f"  but {doubt}")
                 lit = [spotlight(p, weights) for p, (_, weights) in zip(pictures, found)]

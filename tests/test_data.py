@@ -304,3 +304,15 @@ def test_mutated_lines_end_in_a_right_result_or_in_one_line(folder):
         for _, prompt, answer, kind in train.captions + train.questions + val.questions:
             BYTES.encode((prompt or "") + answer + kind)
     assert 20 < read_well < 200
+
+
+def test_an_augmented_picture_is_a_part_of_it_flipped_or_not_and_the_same_for_a_seed():
+    row = np.arange(64, dtype=np.uint8) * 3
+    pictures = torch.from_numpy(np.stack([row + 0 * row[:, None]] * 3, -1)[None].repeat(40, 0))
+    found = data.augment(pictures, "1 2")
+    assert found.dtype == torch.uint8 and found.shape == pictures.shape
+    assert torch.equal(found, data.augment(pictures, "1 2"))
+    assert not torch.equal(found, data.augment(pictures, "1 3"))
+    steps = found[:, 9, 1:-1, 0].float().diff().mean(1)  # 3 from pixel to pixel in the original
+    assert {*steps.sign().tolist()} == {-1, 1}
+    assert 1.7 < steps.abs().min() < 2 < 2.7 < steps.abs().max() < 3.01

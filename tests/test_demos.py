@@ -19,7 +19,7 @@ def test_mma_draws_the_mask_of_the_documentation(capsys):
     head = drawn.index(["prefix", "mma"])
     assert [[line[0], *line[14:]] for line in drawn[head + 1:head + 14]] == documented
     hidden = [["." if sign == "o" else sign for sign in line] for line in documented]
-    assert [line[:14] for line in drawn[2:15]] == hidden  # causal
+    assert [line[:14] for line in drawn[3:16]] == hidden  # causal
 
 
 def test_data_shows_a_scene_its_texts_and_a_row_of_a_batch(tmp_path, monkeypatch, capsys):

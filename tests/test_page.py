@@ -61,6 +61,8 @@ def test_what_the_page_says_is_what_the_shipped_models_say(monkeypatch):
         assert np.allclose(causal[1:] + mma[1:], causal_now[1:] + mma_now[1:], atol=3)
     mma = page.load(page.RUNS[1], model_class=page.Intervened)
     assert page.swaps(mma, page.SCENES[:1]) == [pairs]
+    for *_, without, _, later, _ in (pair for scene in SCENES for pair in scene[2]):
+        assert without == later, "but the page says: A in layers 2 to 4 changes nothing"
 
 
 def test_without_the_models_it_ends_in_one_line(tmp_path, monkeypatch):

@@ -42,4 +42,8 @@ def ask(course, number, function, arguments):
 
 
 if __name__ == "__main__":
-    print(HINTS[sys.argv[1]].splitlines()[int(sys.argv[2]) - 1])
+    course, number = (*sys.argv[1:], "", "")[:2]
+    hints = HINTS.get(course, "").splitlines()
+    if not number.isdecimal() or not 1 <= int(number) <= len(hints):
+        raise SystemExit(__doc__)
+    print(hints[int(number) - 1])
