@@ -1,18 +1,19 @@
 """Hints: `python -m extras.exercises.hints masks 3` prints the one for exercise 3 of `masks.py`."""
 import sys
+from contextlib import contextmanager
 
 import pytest
 
 HINTS = {"masks": """\
 `tril` keeps what lies on and below the diagonal, and `torch.ones` takes a dtype.
-causal(T) | opened. Who looks is an image token; at whom: TEXT, and not generated.
-The mask of exercise 2 & who looks is real & at whom is real | torch.eye(T, dtype=torch.bool).
-mask.float() @ mask.float() is what two layers do; torch.linalg.matrix_power. Then .triu(1).
-torch.zeros_like(generated). A caption has no text after the picture that is not generated.
+Start from causal(T). In which rows is more True? And in which columns of these?
+Which rows, and which columns, must become empty? And which pairs are True all the same?
+know = mask; T times: know = (know.float() @ mask.float()) > 0. Which pairs of it are leaks?
+What does the picture take for its question? And which words see the picture?
 generated.cumsum(0) is the same at two positions if nothing generated comes in between.
 Who looks: modality[:, None] > TEXT. At whom: what is not of the same modality.
 Some rows and columns of the whole mask. What is in the cache sees no token that comes later.
-Nobody sees padding, text is causal, nothing leaks. Rows: padding at two places; no picture.
+Nobody sees padding, text is causal, nothing leaks; what is open? Rows: padding; no picture.
 """, "model": """\
 F.linear(...).chunk(3, -1), and each .unflatten(-1, (HEADS, -1)).transpose(1, 2): (B, HEADS, T, 32).
 part(w, "attention.") is what attention needs. None of these F.linear has a bias.
@@ -25,25 +26,27 @@ mask[..., start:stop, :stop]. The position of a new token is the number of real 
 """}
 
 
-def not_solved(course, number, why):
-    """End a test whose exercise is still a gap."""
-    gaps = len(HINTS[course].splitlines())
-    pytest.fail(f"{number} of {gaps}: not solved yet ({why}). Nothing is broken.\n"
-                f"A hint: python -m extras.exercises.hints {course} {number}", pytrace=False)
+@contextmanager
+def grading(course, number):
+    """A failure in it says which exercise it is about, and how to get a hint; no traceback."""
+    try:
+        yield
+    except pytest.fail.Exception as failure:
+        failure.pytrace = False
+        failure.msg = (f"Exercise {number} of {len(HINTS[course].splitlines())}: {failure.msg}\n"
+                       f"A hint: python -m extras.exercises.hints {course} {number}")
+        raise failure from None
 
 
-def ask(course, number, function, arguments):
-    """What the student's function returns."""
+def ask(function, arguments):
     __tracebackhide__ = True
     result = function(*arguments)
     if result is None:
-        not_solved(course, number, f"{function.__name__} returns None")
+        pytest.fail("not solved yet: the gap returns None. Nothing is broken.")
     return result
 
 
 if __name__ == "__main__":
     course, number = (*sys.argv[1:], "", "")[:2]
     hints = HINTS.get(course, "").splitlines()
-    if not number.isdecimal() or not 1 <= int(number) <= len(hints):
-        raise SystemExit(__doc__)
-    print(hints[int(number) - 1])
+    print({str(i): hint for i, hint in enumerate(hints, 1)}.get(number, __doc__))

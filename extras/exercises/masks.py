@@ -11,8 +11,9 @@ A row is T tokens. Two tensors of shape (T,) say what they are:
 
 Generated is what the model must produce, here in CAPITALS; all tokens before it are the prompt. A
 mask is a (T, T) bool tensor: mask[q, k] is True where the token at q may see the token at k. No
-loops are needed: x[:, None] is about who looks, x[None, :] about who is looked at, and an operator
-such as & or == between two of them gives (T, T).
+loops are needed, except perhaps in 4: x[:, None] is about who looks, x[None, :] about at whom, and
+& or == between two of them gives (T, T). Use & | ~, not and/or/not, and brackets around each
+comparison: (a == b) & (c > d). In an assert: torch.equal(a, b) or .any(). Change no argument.
 """
 import torch
 
@@ -22,10 +23,9 @@ PAD, TEXT, IMAGE, SOUND = -1, 0, 1, 2
 def row(words):
     """"<user> img what ? <assistant> RED <EOS>" -> (names, modality, generated). This is given."""
     names = words.split()
-    ids = {"<pad>": PAD, "img": IMAGE, "snd": SOUND}
+    ids = {"<pad>": PAD, "img": IMAGE, "snd": SOUND, "depth": 3}
     modality = torch.tensor([ids.get(name, TEXT) for name in names])
-    generated = torch.tensor([name.isupper() for name in names])
-    return names, modality, generated
+    return names, modality, torch.tensor([name.isupper() for name in names])
 
 
 def causal(T):
@@ -36,9 +36,7 @@ def causal(T):
 def one_question(modality, generated):
     """2. Modality-mutual attention (MMA), for pictures and one question: (T, T) bool.
 
-    As the causal mask, but each image token also sees all TEXT of the prompt, be it before or
-    after the picture. Of image tokens it sees what the causal mask shows, and never a generated
-    token. Text, too, sees what the causal mask shows.
+    As the causal mask, but each image token also sees all TEXT of the prompt, before and after it.
     """
     ...
 
@@ -46,9 +44,8 @@ def one_question(modality, generated):
 def with_padding(modality, generated):
     """3. Rows of a batch get one length: short ones are filled with PAD, at any place in a row.
 
-    As exercise 2, but no token sees padding. What does padding see? If nothing, the softmax over
-    its row of the mask is 0/0 = NaN, and 0 * NaN = NaN carries that to all others in the next
-    layer. So each padding token sees itself, and nothing else. (T, T) bool.
+    As exercise 2, but no token sees padding. If padding saw nothing, the softmax over its row would
+    be 0/0 = NaN, and 0 * NaN = NaN in the next layer. So padding sees itself, and nothing else.
     """
     ...
 
@@ -57,10 +54,8 @@ def leaks(mask, generated):
     """4. What does a token know after many layers? (T, T) bool, True where an answer leaks.
 
     If A sees B and B sees C, then A knows C after two layers. [q, k] is True if k is generated, q
-    stands before k, and yet q knows k after some number of layers, however many.
-    The model must predict token k from what stands before k. With a leak it copies the answer in
-    training, and has learned nothing when there is no answer to copy: a right mask has no leak.
-    `mask` may be any mask in which each token sees itself.
+    stands before k, and yet q knows k after some number of layers, however many: the model copies
+    its answer in training, and learns nothing. `mask` is any mask in which each token sees itself.
     """
     ...
 
@@ -70,8 +65,7 @@ def caption(modality, generated):
 
     Somebody forgets to say so: takes the mask of exercise 3 with `generated` all False. Return what
     `leaks` finds in that mask; the argument `generated` is right. (T, T) bool.
-    With the right `generated`, exercise 3 gives for a caption a mask that you have seen before.
-    Which one? What is there that MMA could open?
+    With the right `generated`, which mask does exercise 3 give? What is there to open for MMA?
     """
     ...
 
@@ -79,10 +73,8 @@ def caption(modality, generated):
 def two_questions(modality, generated):
     """6. A conversation in one row: a picture, question 1, ANSWER 1, question 2, ANSWER 2.
 
-    Question 2 has seen ANSWER 1. If the picture sees question 2, it knows ANSWER 1: the mask of
-    exercise 3 leaks. So an image token sees later text only in its own prompt: where neither that
-    text nor anything between the two is generated. There may be padding, and more pictures in any
-    of the prompts. (T, T) bool.
+    If the picture sees question 2, which has seen ANSWER 1, exercise 3 leaks. So an image token
+    sees later text only up to the next generated token. Any prompt may hold padding and pictures.
     """
     ...
 
@@ -100,11 +92,9 @@ def three_modalities(modality, generated):
 def one_step(modality, generated, start, stop):
     """8. The mask of one step with a KV cache: (stop - start, stop) bool.
 
-    A model that answers reads its whole prompt first, and then token by token what it wrote. Keys
-    and values of all positions before `start` lie in its cache; now it is given the positions from
-    `start` to `stop - 1`. These look, at all positions up to `stop - 1`, under the mask of
-    exercise 7. `modality` and `generated` are of the whole row, (T,).
-    Why does a token in the cache never have to be computed again?
+    Keys and values of all positions before `start` lie in the cache; now those from `start` to
+    `stop - 1` look, at all positions up to `stop - 1`, under the mask of exercise 7. `modality` and
+    `generated` are of the whole row. Why is nothing in the cache computed again?
     """
     ...
 
@@ -112,8 +102,8 @@ def one_step(modality, generated, start, stop):
 def check(attention_mask):
     """9. Write the test! `attention_mask(modality, generated)` is somebody's exercise 7.
 
-    Call it for some rows, and `assert` what a right mask promises. The right one must pass. Five
-    wrong ones, each modeled on a bug of a real library, must not. Some of them are wrong in some
-    rows only: with padding, without a picture, ...
+    Call it for some rows, and `assert` what a right mask promises. Do not compare with your
+    exercise 7. The right mask must pass; five, each modeled on a bug of a real library, must not,
+    nor a sixth without the idea itself. Some are wrong only with padding, or without a picture, ...
     """
     ...

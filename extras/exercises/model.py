@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 PAD, TEXT, IMAGE = -1, 0, 1
-HEADS = 4
+HEADS, D = 4, 128
 
 
 def part(w, prefix):
@@ -33,9 +33,8 @@ def attention(w, x, mask=None, cache=None):
 
     The first D outputs of qkv are queries, then come D of keys and D of values; of each D the first
     32 belong to head 1, and so on. Queries and keys pass F.layer_norm over these 32, without
-    weights. Scores are query @ key / sqrt(32), -inf where the mask, (B, 1, T, T) bool, is False;
-    their softmax weights the values. The heads are joined as they were split, and "out.weight" is
-    applied. `cache` is for exercise 8.
+    weights. Scores are query @ key / sqrt(32), -inf where the mask, (B, 1, T, T) bool, is False.
+    Their softmax weights the values; then come "out.weight" and, in exercise 8, `cache`.
     """
     ...
 
@@ -51,10 +50,9 @@ def block(w, x, mask=None, cache=None):
 def vit(w, images):
     """3. Pictures to patches: (N, 64, 64, 3) uint8 -> (N, n, D). w: part(w, "vit.") of all weights.
 
-    Bytes 0 to 255 become -1 to 1. Two convolutions of 8 x 8 pixels, stride 4, padding 2, with a
-    ReLU between them: 64 pixels a side become 16, and then 4. Their weights are kept as matrices:
-    make (outputs, inputs, 8, 8) of (outputs, inputs * 64). The 4 x 4 places, row by row, are the n
-    patches. "position" is added; then three blocks without a mask, and the norm.
+    Bytes 0 to 255 become -1 to 1. Two convolutions of 8 x 8 pixels, stride 4, padding 2, and a ReLU
+    between them, make 4 x 4 places: row by row, the n patches. Their weights are kept as matrices:
+    make (outputs, inputs, 8, 8) of them. Add "position"; then three blocks, no mask, and the norm.
     """
     ...
 
@@ -63,34 +61,27 @@ def embed(w, images, ids, modality):
     """4. The row that the decoder reads: (B, T, D). w: all weights. ids, modality: (B, T).
 
     Each token is the row of token.weight at its id. But where modality is IMAGE there are, picture
-    after picture, the n image tokens that `vit` and the projector make of it. To each token a row
-    of position.weight is added: row 0 to the first that is not PAD, row 1 to the next, and so on.
-    PAD is at the left only, and gets row 0, too.
+    after picture, the n image tokens that `vit` and the projector make of it: none, one or two in a
+    row. To each token a row of position.weight is added: row 0 to the first that is not PAD, row 1
+    to the next, and so on. PAD is at the left only, and gets row 0, too.
     """
     ...
 
 
 def logits(w, images, ids, modality, mask):
-    """5. How likely is each token to be the next? (B, T, V). mask: (B, 1, T, T) bool.
-
-    `embed`, four blocks under the mask, norm, and the product with each row of token.weight.
-    """
+    """5. `embed`, four blocks, norm, the product with each row of token.weight: (B, T, V)."""
     ...
 
 
 def loss(w, images, ids, modality, generated, mask):
-    """6. The mean cross-entropy of the tokens that are generated, and of no others: a scalar.
-
-    generated: (B, T) bool. The token at position t is predicted at position t - 1.
-    """
+    """6. Mean cross-entropy of the generated tokens alone; t - 1 predicts token t: a scalar."""
     ...
 
 
 def generate(w, images, ids, modality, mask, steps):
     """7. Answer prompts, `steps` times with the likeliest token: (B, steps) int64.
 
-    The new tokens are TEXT. mask: (B, 1, T + steps, T + steps), for prompt and answer. The whole
-    row is computed anew for each token; exercise 8 does better.
+    The whole row is computed anew for each token, a TEXT. mask: (B, 1, T + steps, T + steps).
     """
     ...
 
@@ -99,8 +90,7 @@ def generate_fast(w, images, ids, modality, mask, steps):
     """8. As `generate`, with a KV cache: the prompt once, and then each new token alone.
 
     `attention` gets one more rule, and `block` passes it on: `cache` is None or a list, empty at
-    first. Keys and values in it come before the new ones, and afterwards it holds [keys, values] of
-    all positions so far, (B, heads, S, 32) each. Give a list of its own to each of the four blocks,
-    and as the mask of a step those rows and columns of `mask` that the step needs.
+    first. Keys and values in it come before the new ones; afterwards it holds [keys, values] of all
+    S positions so far, (B, heads, S, 32) each. Each block has its own list; a step, some of `mask`.
     """
     ...
