@@ -452,7 +452,7 @@ def resume(path, parts=None, trainer_class=Trainer, **moved):
 
 def main():
     """The command line."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # no name of a file ends a run
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # any file name
     options = parse()
     if options.resume:
         moved = {name: vars(options)[name] for name in ("device", "data") if vars(options)[name]}

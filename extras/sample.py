@@ -147,7 +147,11 @@ def main():
                 texts = [f"{run[0].attention}: {text}" for run, (text, _) in zip(runs, found)]
                 truth = f"   (right: {right[question]})" if question in right else ""
                 print("   ".join(texts) + truth)
-                for doubt in doubts(question, *runs[0][1:]):
+                but = [*doubts(question, *runs[0][1:])]
+                drawn = right and not runs[0][2]["options"]["data"]  # there all answers are known
+                if drawn and not but and question not in right:
+                    but = ["what it asks for is not there, or more than once"]
+                for doubt in but:
                     print(f"  but {doubt}")
                 lit = [spotlight(p, weights) for p, (_, weights) in zip(pictures, found)]
                 show(options.out, [pictures[0], *lit], [question, *texts])

@@ -1,5 +1,6 @@
 """Asking about a picture: what is shown is what the model computes."""
 import io
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data import IMAGE_ID, Dataset, Example, draw, make_scene
+from data import IMAGE_ID, OBJECTS, Dataset, Example, draw, make_scene
 from driving import write_lines
 from extras import sample
 from model import Attention
@@ -102,11 +103,16 @@ def test_without_a_run_of_yours_the_two_models_of_the_repository_answer(
     monkeypatch.setattr("sys.argv", words)
     sample.main()
     lines = capsys.readouterr().out.splitlines()
-    thing = next(o for o in make_scene(200_000_001).objects if o.place == "bottom")
+    scene = make_scene(200_000_001)
+    thing = next(o for o in scene.objects if o.place == "bottom")
     assert "No run of yours" in lines[0]
     answer = f"{thing.color} {thing.name}"
     assert f"causal: {answer}   mma: {answer}   (right: {answer})" in lines
     assert Image.open("sample.png").width == 788
+    absent = next(name for name in OBJECTS if name not in map(itemgetter(0), scene.objects))
+    monkeypatch.setattr("sys.argv", [*words[:-1], f"Where is the {absent}?"])
+    sample.main()
+    assert "but what it asks for is not there" in capsys.readouterr().out
 
 
 def test_in_the_terminal_a_character_shows_a_pixel_above_another(capsys):
