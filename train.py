@@ -4,7 +4,8 @@
               decoder that writes the captions is thrown away.
     sft       pictures + questions -> answers, under --attention, the one place where MMA comes in:
               a new decoder learns to answer. One that writes captions already looks things up
-              without the question, and learns more slowly to use it.
+              without the question, and learns more slowly to use it. (--keep-decoder keeps it, as
+              --preset photos does: there it has learned to name what is asked for.)
 
 `python train.py` runs both and leaves runs/NAME/ with model.pt, pretrained.pt (as it was before
 fine-tuning) and metrics.jsonl.
@@ -69,7 +70,7 @@ PRESETS = {
     "tiny": {},
     "base": dict(width=512, heads=8, layers=8, vit_layers=6, image_size=128, batch_size=128,
                  pretrain_steps=2000, sft_steps=1500),
-    # Photographs take longer to see; there a decoder that names things has learned what is asked.
+    # Photographs take longer to see.
     "photos": dict(augment=True, keep_decoder=True, layers=2, pretrain_steps=2400, sft_steps=600,
                    sft_lr=0.02),
 }
