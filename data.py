@@ -19,7 +19,6 @@ from PIL import Image, ImageOps, PngImagePlugin
 from tqdm.contrib.concurrent import thread_map
 
 from mma import IMAGE, PAD, TEXT
-from model import Config
 
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # some PNG files hold a book
 
@@ -414,7 +413,7 @@ def make_part(pictures, entries, names, seed):
         part.objects[i] = list(dict.fromkeys(part.objects[i] + entry["objects"]))
     for i, questions in enumerate(exist_questions(part.objects, seed)):
         part.questions.extend(Example(i, *question) for question in questions)
-    part.captions.extend(list(make_captions(part, seed)))
+    part.captions.extend(make_captions(part, seed))
     return part
 
 
@@ -431,15 +430,16 @@ def make_captions(part, seed):
     for e in part.questions:
         about[e.picture].append(e)
     for i, texts in enumerate(part.objects):
+        if i in captioned:
+            continue
         joint = ", "
         if not texts:
             open_questions = [e for e in about[i] if e.answer not in NO_YES]
             texts = [f"{e.prompt} {e.answer}" for e in open_questions or about[i]]
             joint = " "
-        if texts and i not in captioned:
-            for _ in range(4):
-                chosen = rng.sample(texts, min(6, len(texts)))
-                yield Example(i, None, joint.join(chosen), "caption")
+        for _ in range(4 if texts else 0):
+            chosen = rng.sample(texts, min(6, len(texts)))
+            yield Example(i, None, joint.join(chosen), "caption")
 
 
 def exist_questions(objects, seed):
@@ -551,6 +551,7 @@ def digest(part):
 
 def main():
     """Save a scene, and print its texts and one row of a batch, position by position."""
+    from model import Config  # here alone: nothing else in this file knows the model
     part = make_world("train", 100)
     about = [e for e in part.questions if e.picture == 0]
     Image.fromarray(part.images[0]).resize((512, 512), Image.NEAREST).save("scene.png")

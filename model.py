@@ -275,7 +275,8 @@ def main():
     from train import load
     model, tokenizer, _ = load("results/mma.pt")
     part = make_world("test", 1)
-    batch = Dataset(part.questions, part.images, tokenizer, model.config).batch([0], "cpu", True)
+    dataset = Dataset(part.questions, part.images, tokenizer, model.config)
+    batch = dataset.batch([0], prompts_only=True)
     print(f"{part.questions[0].prompt}  (right: {part.questions[0].answer})\n")
 
     def show(name, x, y, meaning):

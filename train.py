@@ -453,7 +453,8 @@ def resume(path, parts=None, trainer_class=Trainer, **moved):
 
 def main():
     """The command line."""
-    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # any file name
+    # No name of a file ends a run, and a log shows each line at once.
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     options = parse()
     if options.resume:
         moved = {name: vars(options)[name] for name in ("device", "data") if vars(options)[name]}

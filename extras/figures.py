@@ -105,7 +105,7 @@ def choose_six(answers):
     return sorted(chosen)
 
 
-def test_entries(folder):
+def entries_of_test(folder):
     """The entries of a folder of one's own pictures which `eval_pope.own_part` asks about."""
     files = [Path(folder, f"{name}.jsonl") for name in ("test", "val", "train")]
     return read_entries(next(filter(Path.exists, files), files[-1]))
@@ -118,7 +118,7 @@ def large(folder, part):
     """
     if not folder:
         return lambda i: draw(make_scene(FIRST_SEED["test"] + i), 240)
-    path_of = {entry["hash"]: entry["file"] for entry in test_entries(folder)}
+    path_of = {entry["hash"]: entry["file"] for entry in entries_of_test(folder)}
     return lambda i: load_picture(path_of[part.hashes[i]], 240)
 
 
@@ -131,8 +131,8 @@ def draw_sheet(*runs):
     picture_of = large(checkpoint["options"]["data"], parts[0])
     shares = [sum(text == e.answer for e, text in texts.items()) / len(texts) for texts in answers]
     right = ", ".join(f"{run[0].attention} {share:.1%}" for run, share in zip(runs, shares))
-    words = (f"Six pictures, a question about each. Right answers to all {len(answers[0]):,} "
-             f"questions: {right}. Bright: where the answer looks.")
+    words = (f"{len(chosen)} pictures, a question about each. Right answers to all "
+             f"{len(answers[0]):,} questions: {right}. Bright: where the answer looks.")
     width = 250 * (1 + len(runs))
     picture, pen = blank(2 * width + 60, 1190)
     put(pen, 20, 14, words, 20, anchor="la", letters=width // 5)

@@ -73,13 +73,18 @@ class TwoQuestions(Dataset):
         return batch
 
 
+def all_questions(scene):
+    """Question kind -> all (question, answer) about a Scene, existence included."""
+    names = [o.name for o in scene.objects]
+    exist = [(exist_question(name), NO_YES[name in names]) for name in OBJECTS]
+    return {"exist": exist, **unambiguous(scene)}
+
+
 def pairs_of_questions(scenes):
     """Yields pairs of questions of one kind about a scene, with different answers, as Examples."""
     rng = Random(0)
     for i, scene in enumerate(scenes):
-        names = [o.name for o in scene.objects]
-        exist = [(exist_question(name), NO_YES[name in names]) for name in OBJECTS]
-        for kind, asked in {"exist": exist, **unambiguous(scene)}.items():
+        for kind, asked in all_questions(scene).items():
             answer = rng.choice(sorted({answer for _, answer in asked} or [""]))
             own = [pair for pair in asked if pair[1] == answer]
             others = [pair for pair in asked if pair[1] != answer]

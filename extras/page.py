@@ -17,11 +17,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data import (FIRST_SEED, NO_YES, OBJECTS, draw, exist_question, make_scene, make_world,
-                  unambiguous)
+from data import FIRST_SEED, draw, make_scene, make_world
 from eval_pope import ask
 from extras.figures import look
-from extras.intervene import Intervened, TwoQuestions, pairs_of_questions
+from extras.intervene import Intervened, TwoQuestions, all_questions, pairs_of_questions
 from mma import IMAGE, KINDS, PAD, TEXT, attention_mask
 from train import load
 
@@ -57,9 +56,8 @@ def rule():
 def answers(runs, scene):
     """All questions about a Scene: lists of [kind, question, right answer, of each run: [answer,
     *how strongly it looks at each image token, in thousandths]]."""
-    picture, names = draw(scene), [o.name for o in scene.objects]
-    exist = [(exist_question(name), NO_YES[name in names]) for name in OBJECTS]
-    for kind, pairs in {"exist": exist, **unambiguous(scene)}.items():
+    picture = draw(scene)
+    for kind, pairs in all_questions(scene).items():
         for question, right in dict.fromkeys(pairs):
             looks = [look(run, picture, question) for run in runs]
             said = [[text, *np.rint(1000 * x).astype(int).tolist()] for text, x in looks]

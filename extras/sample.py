@@ -20,34 +20,39 @@ from random import Random, randrange
 import numpy as np
 from PIL import Image
 
-from data import (FIRST_SEED, NO_YES, OBJECTS, draw, exist_question, load_picture, make_scene,
-                  unambiguous)
-from extras.figures import INK, blank, look, put, spotlight, test_entries
+from data import (COLORS, FIRST_SEED, NO_YES, OBJECTS, draw, exist_question, load_picture,
+                  make_scene)
+from extras.figures import INK, blank, entries_of_test, look, put, spotlight
+from extras.intervene import all_questions
 from train import load, pick_device
 
 SHIPPED = ["results/causal.pt", "results/mma.pt"]
 
 
 def held_out(checkpoint, number):
-    """A picture that a run was not trained on -> (function of its size -> picture, questions).
+    """A picture that a run was not trained on: (function of its size -> picture, right, to_try).
 
-    questions: a dict of all that have one right answer -> that answer, as far as is known.
+    right: a dict of all questions that have one right answer -> that answer, as far as is known.
+    to_try: at most six of them.
     """
+    rng = Random(number)
     folder = checkpoint["options"]["data"]
     if not folder:
         scene = make_scene(FIRST_SEED["test"] + number)
-        present = {o.name for o in scene.objects}
-        questions = {exist_question(name): NO_YES[name in present] for name in OBJECTS}
-        for pairs in unambiguous(scene).values():
-            questions |= dict(pairs)
-        return partial(draw, scene), questions
+        things = {f"{o.color} {o.name}" for o in scene.objects}
+        asked = [f"{color} {name}" for color in COLORS for name in OBJECTS]
+        right = {exist_question(thing): NO_YES[thing in things] for thing in asked}
+        pairs_of = all_questions(scene)
+        for pairs in pairs_of.values():
+            right |= dict(pairs)
+        return partial(draw, scene), right, [rng.choice(x)[0] for x in pairs_of.values() if x]
     known = {*checkpoint["trained_on"]}
-    entries = [e for e in test_entries(folder) if e["hash"] not in known]
+    entries = [e for e in entries_of_test(folder) if e["hash"] not in known]
     file = entries[number % len(entries)]["file"]
     entries = [e for e in entries if e["file"] == file]
-    questions = {exist_question(thing): "yes" for e in entries for thing in e["objects"]}
-    questions |= {e["question"]: e["answer"] for e in entries if "question" in e}
-    return partial(load_picture, file), questions
+    right = {exist_question(thing): "yes" for e in entries for thing in e["objects"]}
+    right |= {e["question"]: e["answer"] for e in entries if "question" in e}
+    return partial(load_picture, file), right, rng.sample([*right], min(6, len(right)))
 
 
 def complete(question):
@@ -117,7 +122,7 @@ def main():
         print("No run of yours in runs/ yet: here are the two models of results/.")
     paths = options.runs or newest or [Path(__file__).parent.parent / name for name in SHIPPED]
     runs = [load(path, pick_device(options.device)) for path in paths]
-    picture_of, right = held_out(runs[0][2], options.scene)
+    picture_of, right, to_try = held_out(runs[0][2], options.scene)
     if options.image:
         picture_of, right = partial(load_picture, options.image), {}
         if not runs[0][2]["options"]["data"]:
@@ -136,7 +141,7 @@ def main():
     print(f"The picture is in {options.out}; after an answer so is where it looks (bright).")
     if not options.question:
         introduce(runs[0])
-        print("Try:", *Random(options.scene).sample([*right], min(5, len(right))), sep="\n  ")
+        print("Try:", *to_try, sep="\n  ")
     ask = "Ask about the picture (an empty line ends): "
     questions = [options.question] if options.question else iter(partial(input, ask), "")
     too_long = () if options.question else SystemExit  # Dataset prints what is too long

@@ -39,7 +39,7 @@ def test_a_sheet_of_your_own_pictures_lies_beside_the_run(tiny, folder, monkeypa
     tiny("--data", folder, "--name", "two", "--seed", 1).train()
     monkeypatch.setattr("sys.argv", ["figures", "runs/one", "runs/two/model.pt"])
     figures.main()
-    assert "wrote runs/one/answers.png: Six pictures" in capsys.readouterr().out
+    assert "wrote runs/one/answers.png: 6 pictures" in capsys.readouterr().out
     sheet = Image.open("runs/one/answers.png")
     assert sheet.getpixel((140, 260))[0] in range(200, 212) and not Path("results").exists()
 

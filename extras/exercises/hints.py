@@ -39,6 +39,7 @@ def grading(course, number):
 
 
 def ask(function, arguments):
+    """What a student's function returns; a gap that is still empty fails in words."""
     __tracebackhide__ = True
     result = function(*arguments)
     if result is None:

@@ -24,14 +24,17 @@ CAPTION = ["<user> img img A RED FISH <EOS>", "<pad> <user> img <pad> A RED FISH
 
 
 def right(modality, generated):
+    """The mask of MMA for one row: (T,) and (T,) -> (T, T) bool."""
     return attention_mask(modality[None], generated[None])[0, 0]
 
 
 def causal(T):
+    """(T, T) bool, in the plainest way."""
     return torch.tensor([[k <= q for k in range(T)] for q in range(T)])
 
 
 def leaks(mask, generated):
+    """(T, T) bool: [q, k] if k is generated after q, and q knows it through any layers."""
     knows = mask.clone()
     for via in range(len(mask)):  # who knows `via` knows all that it knows
         knows |= knows[:, via, None] & knows[via]
