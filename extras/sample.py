@@ -1,10 +1,10 @@
 """Ask models about a picture, and see where their answers look.
 
-    python -m extras.sample                                    your newest run, a test picture
+    python -m extras.sample                                    your newest finished run
     python -m extras.sample runs/causal-seed0 runs/mma-seed0   several, side by side
     python -m extras.sample --image photo.jpg --question "Is there a boat in the image?"
 
-Without a run of your own it asks the two models of results/. What is asked about is in sample.png,
+Without one it asks the two models of results/. What is asked about is in sample.png,
 and after an answer so is where it looks: the brighter an image token, the more of the attention of
 the answer it gets.
 """
@@ -108,7 +108,7 @@ def main():
     sys.stdout.reconfigure(errors="backslashreplace")  # no name of a file ends a run
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("runs", nargs="*", help="run folders or checkpoints (default: the newest run)")
+    add("runs", nargs="*", help="run folders or checkpoints (default: the newest finished)")
     add("--image", metavar="FILE", type=Path, help="a picture of yours (default: a test picture)")
     add("--scene", metavar="N", type=int, default=randrange(1000), help="test picture (any)")
     add("--question", metavar="TEXT", help="ask this and end (default: ask again and again)")
@@ -117,10 +117,11 @@ def main():
     options = parser.parse_args()
     if options.scene < 0:
         parser.error("--scene must be 0 or more")
-    newest = sorted(Path("runs").glob("*/model.pt"), key=getmtime)[-1:]
-    if not options.runs and not newest:
-        print("No run of yours in runs/ yet: here are the two models of results/.")
-    paths = options.runs or newest or [Path(__file__).parent.parent / name for name in SHIPPED]
+    saved = sorted(Path("runs").glob("*/model.pt"), key=getmtime, reverse=True)
+    paths = options.runs or [next((x for x in saved if load(x)[2]["finished"]), None)]
+    if paths == [None]:
+        print("No finished run of yours in runs/: here are the two models of results/.")
+        paths = [Path(__file__).parent.parent / name for name in SHIPPED]
     runs = [load(path, pick_device(options.device)) for path in paths]
     picture_of, right, to_try = held_out(runs[0][2], options.scene)
     if options.image:

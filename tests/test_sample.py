@@ -24,7 +24,7 @@ def program(tiny, monkeypatch, capsys):
     trainer = tiny("--layers", 2, "--image-size", 96, "--name", "one")
     for p in trainer.model.parameters():
         torch.nn.init.normal_(p, std=0.2)  # the blocks of a fresh model do nothing
-    trainer.save()
+    trainer.save(finished=True)
 
     def run(*arguments, typed=""):
         monkeypatch.setattr("sys.argv", ["sample", "--device", "cpu", *arguments])
@@ -96,16 +96,16 @@ def test_a_question_that_a_run_cannot_know_gets_its_answer_with_a_doubt():
     assert doubt == "it has not learned to answer yet (sft step 7)"
 
 
-def test_without_a_run_of_yours_the_two_models_of_the_repository_answer(
-        tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_without_a_finished_run_of_yours_the_two_models_of_the_repository_answer(
+        tiny, monkeypatch, capsys):
+    tiny()  # has just begun
     words = ["sample", "--device", "cpu", "--scene", "1", "--question", "What is at bottom?"]
     monkeypatch.setattr("sys.argv", words)
     sample.main()
     lines = capsys.readouterr().out.splitlines()
     scene = make_scene(200_000_001)
     thing = next(o for o in scene.objects if o.place == "bottom")
-    assert "No run of yours" in lines[0]
+    assert "No finished run of yours" in lines[1]
     answer = f"{thing.color} {thing.name}"
     assert f"causal: {answer}   mma: {answer}   (right: {answer})" in lines
     assert Image.open("sample.png").width == 788
@@ -129,7 +129,7 @@ def test_a_run_of_your_own_pictures_is_asked_about_those_that_it_has_not_seen(
     write_lines(folder / "train.jsonl", lines[:200])
     write_lines(folder / "val.jsonl", lines[200:])
     tiny("--data", folder, "--image-size", 32)
-    monkeypatch.setattr("sys.argv", ["sample", "--scene", "21"])
+    monkeypatch.setattr("sys.argv", ["sample", "runs/mma-seed0", "--scene", "21"])
     monkeypatch.setattr("sys.stdin", io.StringIO("Is there a cup\n"))
     sample.main()
     out = capsys.readouterr().out
