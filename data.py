@@ -257,9 +257,9 @@ class Dataset:
         if example.prompt is None:
             return [USER_ID, *picture], answer
         question = self.tokenizer.encode(example.prompt)
-        if self.order == "text-first":
-            return [USER_ID, *question, *picture, ASSISTANT_ID], answer
-        return [USER_ID, *picture, *question, ASSISTANT_ID], answer
+        before = [] if self.order == "image-first" else question
+        after = [] if self.order == "text-first" else question
+        return [USER_ID, *before, *picture, *after, ASSISTANT_ID], answer
 
     def sample(self, pictures, per_picture, seed):
         """Indices of rows: some pictures, and some rows about each. It depends on the seed alone,

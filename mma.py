@@ -29,7 +29,7 @@ This file needs torch alone: copy it into your own model. Shapes: B rows of a ba
 import torch
 
 PAD, TEXT, IMAGE = -1, 0, 1  # further modalities (audio, depth, ...) take the ids 2, 3, ...
-KINDS = ("causal", "image", "prefix", "mma")
+KINDS = ("causal", "image", "future", "prefix", "mma")
 
 
 def attention_mask(modality, generated, attention="mma"):
@@ -40,6 +40,7 @@ def attention_mask(modality, generated, attention="mma"):
     attention: one of KINDS. Under each a token sees itself and all tokens before it, and
                causal: nothing else;
                image:  the tokens of a modality other than text also see each other;
+               future: these tokens also see all later ones of the prompt (arXiv 2505.18605);
                prefix: all tokens of the prompt also see each other;
                mma:    image tokens (sounds, ...) also see the tokens of every other modality.
     Returns (B, 1, T, T) bool, True = may attend; dimension 1 stands for all heads.
@@ -59,6 +60,8 @@ def attention_mask(modality, generated, attention="mma"):
         opened = torch.zeros_like(causal)
     elif attention == "image":
         opened = (q > TEXT) & (k == q)
+    elif attention == "future":
+        opened = q > TEXT
     elif attention == "prefix":
         opened = ~generated[:, :, None]
     elif attention == "mma":  # all of the paper's section "Modality-Mutual Attention" is this line

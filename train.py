@@ -74,7 +74,8 @@ PRESETS = {
     "photos": dict(augment=True, keep_decoder=True, layers=2, pretrain_steps=2400, sft_steps=600,
                    sft_lr=0.02),
 }
-CHOICES = {"attention": KINDS, "order": ("image-first", "text-first"), "preset": PRESETS}
+CHOICES = {"attention": KINDS, "order": ("image-first", "text-first", "text-twice"),
+           "preset": PRESETS}
 
 
 def parse(words=None):

@@ -13,16 +13,20 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import defaultdict, namedtuple
+from functools import cache
 from itertools import product
 from pathlib import Path
-from statistics import median
+from random import Random
+from statistics import mean, median
 from subprocess import getoutput
 
+import numpy as np
 import torch
 
 import train
-from data import make_world, read_folder, read_lines
-from eval_pope import SPLITS, ask_own
+from data import (COLORS, COMMON, NO_YES, OBJECTS, THEMES, Example, Part, draw, exist_question,
+                  make_scene, make_world, read_folder, read_lines)
+from eval_pope import SPLITS, ask, ask_own
 from extras.figures import table
 from extras.variants import CCA, OneWay
 
@@ -33,17 +37,64 @@ Row = namedtuple("Row", "words rate trainer", defaults=(train.Trainer,))
 ROWS = {
     "causal": Row("--attention causal", 0.05),
     "image": Row("--attention image", 0.03),
+    "future": Row("--attention future", 0.03),
     "prefix": Row("--attention prefix", 0.03),
     "mma": Row("--attention mma", 0.02),
     "text-first": Row("--attention causal --order text-first", 0.04),
+    "text-twice": Row("--attention causal --order text-twice", 0.04),
+    "causal-300": Row("--attention causal --sft-steps 300", 0.01),
+    "mma-300": Row("--attention mma --sft-steps 300", 0.03),
+    "causal-1200": Row("--attention causal --sft-steps 1200", 0.01),
+    "mma-1200": Row("--attention mma --sft-steps 1200", 0.03),
+    "causal-1800": Row("--attention causal --sft-steps 1800", 0.01),
+    "mma-1800": Row("--attention mma --sft-steps 1800", 0.03),
     "cca": Row("--attention causal", 0.02, CCA),
     "causal-one-way": Row("--attention causal", 0.04, OneWay),
     "mma-one-way": Row("--attention mma", 0.03, OneWay),
 }
-FIGURES = ("adversarial", "exist", "exist_color", "all questions")
+FIGURES = ("adversarial", "exist", "exist_color", "look-alikes", "all questions")
 HOW = ("In %: median of the seeds (lowest to highest). k/n: ahead of the first row in k of n pairs "
        "of runs with the same seed.")
 SCENES = 1000  # that are asked about; POPE takes 500 of them
+OTHERS = range(6)  # other things of the same name
+LOOK_ALIKES = 200  # scenes with the thing that is asked for, and 200 without, for each of OTHERS
+
+
+def look_alikes(others, there, rng):
+    """(Scene of nine things, name, color): is there such a thing? As `there` says.
+
+    Others of its name have other colors, and one thing of another name has its color: neither
+    the name nor the color alone tells.
+    """
+    n = others + there
+    while True:
+        scene = make_scene(rng.random())
+        name = rng.choice((*COMMON, *THEMES[scene.theme]))
+        objects = sorted(scene.objects, key=lambda o: o.name != name)  # those of this name first
+        if len(objects) == 9 and objects[n].name != name:
+            break
+    color, *colors = rng.sample(list(COLORS), len(COLORS))
+    for i, own in enumerate([color] * there + colors[:others]):
+        objects[i] = objects[i]._replace(name=name, color=own)
+    objects[n] = objects[n]._replace(color=color)
+    return scene._replace(objects=tuple(objects)), name, color
+
+
+@cache
+def look_alike_part(name, size):
+    """A Part that asks "Is there a red fish?" where there are 0 to 5 others, half of it yes, and
+    as a control "Is there a fish?", or an absent thing. Kind of question: (kind, others)."""
+    part, rng = Part([], [], [], [], ()), Random(f"look-alikes {name}")
+    for others, there, _ in product(OTHERS, (False, True), range(LOOK_ALIKES)):
+        scene, thing, color = look_alikes(others, there, rng)
+        i = len(part.images)
+        part.images.append(draw(scene, size))
+        absent = rng.choice([x for x in OBJECTS if x not in [o.name for o in scene.objects]])
+        for kind, asked in (("exist_color", f"{color} {thing}"),
+                            ("exist", thing if there else absent)):
+            question = exist_question(asked)
+            part.questions.append(Example(i, question, NO_YES[there], (kind, others)))
+    return part._replace(images=np.stack(part.images))
 
 
 def ask_world(run, name):
@@ -54,8 +105,16 @@ def ask_world(run, name):
     else:
         part = make_world(name, SCENES, 0, size)
     figures = ask_own(run, part)
-    pope = {split: figures[split]["accuracy"] for split in SPLITS if split in figures}
-    return pope | {"kinds": figures["kinds"], "accuracy": figures["accuracy"]}
+    found = {split: figures[split]["accuracy"] for split in SPLITS if split in figures}
+    if options["data"]:
+        found["said yes"] = mean(figures[split]["yes_ratio"] for split in found)
+    else:
+        given = ask(run, look_alike_part(name, size))
+        shares = train.accuracy_by_kind(*zip(*given))[0]
+        found["others"] = {kind: [shares[kind, others] for others in OTHERS]
+                           for kind in ("exist", "exist_color")}
+        found["look-alikes"] = mean(found["others"]["exist_color"][3:])
+    return found | {"kinds": figures["kinds"], "accuracy": figures["accuracy"]}
 
 
 def same_options(path, found, given):
@@ -100,7 +159,8 @@ def origin(device):
 def summary(lines, figures=FIGURES):
     """Lines of results/NAME.jsonl -> Markdown: a table with a row per (row, rate), and its key.
 
-    figures: splits of POPE, kinds of question and "all questions"; unknown ones are left out.
+    figures: splits of POPE, kinds of question, "look-alikes": "Is there a red fish?" with three to
+    five other fish, and "all questions"; unknown ones are left out.
     """
     groups = defaultdict(dict)  # (row, rate) -> seed -> figure -> share of right answers
     for line in lines:
@@ -133,6 +193,8 @@ def arguments(rows, description):
         help=f"{', '.join(rows)} (default: train causal and mma, print all)")
     add("--rates", nargs="+", type=float, metavar="RATE",
         help="of fine-tuning (default: train at those of the rows, print all)")
+    add("--figures", nargs="+", metavar="FIGURE", default=FIGURES,
+        help="columns: kinds of question, splits of POPE, look-alikes, 'said yes', 'all questions'")
     add("--validate", action="store_true", help="ask about validation scenes, to find a rate")
     words = [*sys.argv[1:], "--"]
     end = words.index("--")
@@ -141,13 +203,13 @@ def arguments(rows, description):
     return options
 
 
-def compare(rows=ROWS, ask=ask_world, description=__doc__, parts=train.load_parts, figures=FIGURES):
+def compare(rows=ROWS, ask=ask_world, description=__doc__, parts=train.load_parts, figures=None):
     """The command line: train what has no line yet, then print the table.
 
     rows: name -> Row. ask: function of (a run as `train.load` returns it, "val" or "test") -> dict
     of `kinds` (kind of question -> share), `accuracy` (of all questions) and, where there is POPE,
     the accuracies `random`, `popular` and `adversarial`. parts: function of options -> the two
-    `data.Part`s to train and to validate on. figures: columns of the table.
+    `data.Part`s to train and to validate on. figures: columns of the table, in place of --figures.
     """
     options = arguments(rows, description)
     scenes, ending = ("val", "-rates") if options.validate else ("test", "")
@@ -175,7 +237,7 @@ def compare(rows=ROWS, ask=ask_world, description=__doc__, parts=train.load_part
         lines = [line for line in lines if line[key] in (wanted or [line[key]])]
     if not lines:
         raise SystemExit(f"{path}: no such run yet; --seeds 0 trains some")
-    print(summary(lines, figures))
+    print(summary(lines, figures or options.figures))
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def draw_sheet(*runs):
 
 
 SETTINGS = {  # name of the experiment -> (title, two rows)
-    "default": ("default captions", "causal", "mma"),
+    "kept-decoder": ("default captions", "causal", "mma"),
     "one-way": ("one-way captions", "causal-one-way", "mma-one-way"),
     "sound": ("sound", "causal", "mma"),
 }

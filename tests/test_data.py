@@ -26,21 +26,24 @@ EXAMPLES = [Example(0, None, "a red fish", "caption"), Example(1, "Is it red?", 
             Example(2, "A fish?", "yes", "exist")]
 DRAWN = {  # prompt|answer, one character a token
     "image-first": ["<####|a red fish>", "<####Is it red?:|no>", "<####A fish?:|yes>"],
-    "text-first": ["<####|a red fish>", "<Is it red?####:|no>", "<A fish?####:|yes>"]}
+    "text-first": ["<####|a red fish>", "<Is it red?####:|no>", "<A fish?####:|yes>"],
+    "text-twice": ["<####|a red fish>", "<Is it red?####Is it red?:|no>",
+                   "<A fish?####A fish?:|yes>"]}
 SIGNS = {"_": PAD_ID, "#": IMAGE_ID, "<": USER_ID, ":": ASSISTANT_ID, ">": EOS_ID}
 
 
-@pytest.mark.parametrize("prompts_only, T", [(False, 19), (True, 16)])
+@pytest.mark.parametrize("prompts_only", [False, True])
 @pytest.mark.parametrize("order", DRAWN)
-def test_batch_is_the_one_drawn_by_hand(order, prompts_only, T):
+def test_batch_is_the_one_drawn_by_hand(order, prompts_only):
     long = Example(2, "x" * 60, "no", "exist")  # is left out
     dataset = Dataset([long, *EXAMPLES], IMAGES, BYTES, CONFIG, order)
     indices = [1, 0, 2, 1]
     batch = dataset.batch(indices, prompts_only=prompts_only)
+    drawn = [text.split("|")[:1] + [""] if prompts_only else text.split("|")
+             for text in DRAWN[order]]
+    T = max(map(len, map("".join, drawn)))
     for b, i in enumerate(indices):
-        prompt, answer = DRAWN[order][i].split("|")
-        if prompts_only:
-            answer = ""
+        prompt, answer = drawn[i]
         row = (prompt + answer).rjust(T, "_")
         assert batch["ids"][b].tolist() == [SIGNS.get(c, 5 + ord(c)) for c in row]
         assert batch["modality"][b].tolist() == [{"_": PAD, "#": IMAGE}.get(c, TEXT) for c in row]

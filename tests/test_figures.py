@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+import driving
 from data import Example, read_lines
 from driving import write_lines
 from extras import compare, figures, sound
@@ -12,7 +13,8 @@ from train import load
 ROOT = Path(figures.__file__).parent.parent
 
 
-def test_the_sheet_in_results_is_what_the_models_in_results_answer():
+def test_the_sheet_in_results_is_what_the_models_in_results_answer(monkeypatch):
+    monkeypatch.setattr("train.autocast", driving.SMALL["autocast"])  # float32 everywhere
     runs = [load(ROOT / f"results/{name}.pt") for name in ("causal", "mma")]
     sheet, words = figures.draw_sheet(*runs)
     shown = Image.open(ROOT / "results/answers.png")
@@ -49,8 +51,8 @@ def test_a_circle_is_drawn_per_run_at_its_accuracy(monkeypatch):
             ("causal", 0.02, 0.9),  # not the first rate of this row
             ("mma", 0.02, 1.0)]
     lines = [(None, dict(zip(("row", "rate", "accuracy"), run))) for run in runs]
-    monkeypatch.setattr(figures, "read_lines", {"results/default.jsonl": lines}.get)
-    monkeypatch.setattr(figures, "SETTINGS", {"default": figures.SETTINGS["default"]})
+    monkeypatch.setattr(figures, "read_lines", {"results/kept-decoder.jsonl": lines}.get)
+    monkeypatch.setattr(figures, "SETTINGS", {"kept-decoder": figures.SETTINGS["kept-decoder"]})
     strip = np.array(figures.draw_strips())[:63, 300:]
     columns = (strip == figures.COLORS[0]).all(-1).any(0).nonzero()[0] + 300
     assert {*columns} == {*range(455, 466), *range(695, 706), *range(775, 786)}  # 16 per percent
