@@ -189,15 +189,17 @@ def load(path, device="cpu", model_class=MultimodalGPT):
 
 
 def answer(model, dataset, batch_size=256):
-    """Let a model answer all prompts of a `data.Dataset`, greedily -> list of texts."""
+    """Let a model answer all prompts of a `data.Dataset`, greedily -> list of texts.
+
+    In float32, so that a model says the same on every machine.
+    """
     device = model.token.weight.device
     longest = max([8, *(len(ids) for _, ids in dataset.rows)])  # a wrong answer is cut off there
     texts = []
     for start in range(0, len(dataset.rows), batch_size):
         indices = range(start, len(dataset.rows))[:batch_size]
         batch = dataset.batch(indices, device, prompts_only=True)
-        with autocast(device):
-            new = model.generate(**batch, max_new_tokens=longest, end=EOS_ID)
+        new = model.generate(**batch, max_new_tokens=longest, end=EOS_ID)
         texts += [dataset.tokenizer.decode(ids) for ids in new.tolist()]
     return texts
 

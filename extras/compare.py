@@ -13,22 +13,18 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import defaultdict, namedtuple
-from functools import cache
 from itertools import product
 from pathlib import Path
-from random import Random
 from statistics import mean, median
 from subprocess import getoutput
 
-import numpy as np
 import torch
 
 import train
-from data import (COLORS, COMMON, NO_YES, OBJECTS, THEMES, Example, Part, draw, exist_question,
-                  make_scene, make_world, read_folder, read_lines)
+from data import make_world, read_folder, read_lines
 from eval_pope import SPLITS, ask, ask_own
 from extras.figures import table
-from extras.variants import CCA, OneWay
+from extras.variants import CCA, OTHERS, OneWay, look_alike_part
 
 # words: options of train.py. rate: the learning rate of fine-tuning that was best for POPE on
 # validation scenes with a kept decoder; with a new one none but 0.03 for mma has been searched.
@@ -56,45 +52,6 @@ FIGURES = ("adversarial", "exist", "exist_color", "look-alikes", "all questions"
 HOW = ("In %: median of the seeds (lowest to highest). k/n: ahead of the first row in k of n pairs "
        "of runs with the same seed.")
 SCENES = 1000  # that are asked about; POPE takes 500 of them
-OTHERS = range(6)  # other things of the same name
-LOOK_ALIKES = 200  # scenes with the thing that is asked for, and 200 without, for each of OTHERS
-
-
-def look_alikes(others, there, rng):
-    """(Scene of nine things, name, color): is there such a thing? As `there` says.
-
-    Others of its name have other colors, and one thing of another name has its color: neither
-    the name nor the color alone tells.
-    """
-    n = others + there
-    while True:
-        scene = make_scene(rng.random())
-        name = rng.choice((*COMMON, *THEMES[scene.theme]))
-        objects = sorted(scene.objects, key=lambda o: o.name != name)  # those of this name first
-        if len(objects) == 9 and objects[n].name != name:
-            break
-    color, *colors = rng.sample(list(COLORS), len(COLORS))
-    for i, own in enumerate([color] * there + colors[:others]):
-        objects[i] = objects[i]._replace(name=name, color=own)
-    objects[n] = objects[n]._replace(color=color)
-    return scene._replace(objects=tuple(objects)), name, color
-
-
-@cache
-def look_alike_part(name, size):
-    """A Part that asks "Is there a red fish?" where there are 0 to 5 others, half of it yes, and
-    as a control "Is there a fish?", or an absent thing. Kind of question: (kind, others)."""
-    part, rng = Part([], [], [], [], ()), Random(f"look-alikes {name}")
-    for others, there, _ in product(OTHERS, (False, True), range(LOOK_ALIKES)):
-        scene, thing, color = look_alikes(others, there, rng)
-        i = len(part.images)
-        part.images.append(draw(scene, size))
-        absent = rng.choice([x for x in OBJECTS if x not in [o.name for o in scene.objects]])
-        for kind, asked in (("exist_color", f"{color} {thing}"),
-                            ("exist", thing if there else absent)):
-            question = exist_question(asked)
-            part.questions.append(Example(i, question, NO_YES[there], (kind, others)))
-    return part._replace(images=np.stack(part.images))
 
 
 def ask_world(run, name):
@@ -107,7 +64,7 @@ def ask_world(run, name):
     figures = ask_own(run, part)
     found = {split: figures[split]["accuracy"] for split in SPLITS if split in figures}
     if options["data"]:
-        found["said yes"] = mean(figures[split]["yes_ratio"] for split in found)
+        found["yes_ratio"] = mean(figures[split]["yes_ratio"] for split in found)
     else:
         given = ask(run, look_alike_part(name, size))
         shares = train.accuracy_by_kind(*zip(*given))[0]
@@ -194,7 +151,7 @@ def arguments(rows, description):
     add("--rates", nargs="+", type=float, metavar="RATE",
         help="of fine-tuning (default: train at those of the rows, print all)")
     add("--figures", nargs="+", metavar="FIGURE", default=FIGURES,
-        help="columns: kinds of question, splits of POPE, look-alikes, 'said yes', 'all questions'")
+        help="columns: kinds of question, splits of POPE, look-alikes, yes_ratio, 'all questions'")
     add("--validate", action="store_true", help="ask about validation scenes, to find a rate")
     words = [*sys.argv[1:], "--"]
     end = words.index("--")
@@ -235,6 +192,8 @@ def compare(rows=ROWS, ask=ask_world, description=__doc__, parts=train.load_part
                 file.write(json.dumps(line) + "\n")
     for key, wanted in (("row", options.rows), ("rate", options.rates)):
         lines = [line for line in lines if line[key] in (wanted or [line[key]])]
+    order = [*(options.rows or rows), *(line["row"] for line in lines)]
+    lines.sort(key=lambda line: order.index(line["row"]))
     if not lines:
         raise SystemExit(f"{path}: no such run yet; --seeds 0 trains some")
     print(summary(lines, figures or options.figures))

@@ -1,13 +1,14 @@
 """The pictures in results/, and what other extras draw and print with.
 
-    python -m extras.figures              strips.png, from results/*.jsonl
+    python -m extras.figures              look-alikes.png and steps.png, from results/default.jsonl
     python -m extras.figures RUN [RUN]    RUN/answers.png: what one or two runs answer, and where
                                           they look
     python -m extras.figures CAUSAL MMA --ship    answers.png of these, and their weights as
                                           causal.pt and mma.pt, which extras.sample asks
 """
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections import Counter
+from collections import Counter, defaultdict
+from itertools import count
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -20,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from data import (FIRST_SEED, IMAGE_ID, NO_YES, Dataset, Example, draw, load_picture, make_scene,
                   read_entries, read_lines)
 from eval_pope import ask, own_part
+from extras.variants import OTHERS, look_alikes
 from train import answer, load, pick_device
 
 INK, PAPER = (30, 30, 30), (255, 255, 255)
@@ -151,38 +153,66 @@ def draw_sheet(*runs):
     return picture, words
 
 
-SETTINGS = {  # name of the experiment -> (title, two rows)
-    "kept-decoder": ("default captions", "causal", "mma"),
-    "one-way": ("one-way captions", "causal-one-way", "mma-one-way"),
-    "sound": ("sound", "causal", "mma"),
-}
+def draw_lines(pen, left, title, below, names, lines):
+    """A diagram, 400 pixels wide: a thin line for each run, a bold one for the median of a row.
 
+    names: what stands below the points of a line. lines: row -> list of lines, each of them a list
+    of shares; what is below a half is drawn at its lower end.
+    """
+    def place(i, share):
+        return left + 50 + i * 330 / (len(names) - 1), 390 - 600 * (max(share, 0.5) - 0.5)
 
-def draw_strips():
-    """A circle per run, for the rows of SETTINGS. Their best rates come first in results/."""
-    picture, pen = blank(1160, 460)
+    put(pen, left + 10, 40, title, 24)
     for percent in range(50, 101, 10):
-        x = 16 * percent - 500
-        pen.line((x, 10, x, 400), LINE, 2)
-        put(pen, x, 416, str(percent), anchor="mm")
-    text = "accuracy of all questions, %   (circle: a seed; bar: the median; at the best rates)"
-    put(pen, 300, 444, text)
-    y = 38
-    for name, (title, *rows) in SETTINGS.items():
-        put(pen, 14, y + 27, title, 22)
-        lines = [line for _, line in read_lines(f"results/{name}.jsonl")]
-        for row, color in zip(rows, COLORS):
-            put(pen, 288, y, row.split("-")[0], 22, color, "rm")
-            of_row = [line for line in lines if line["row"] == row]
-            best = [line["accuracy"] for line in of_row if line["rate"] == of_row[0]["rate"]]
-            places = sorted(1600 * share - 500 for share in best)
-            middle = median(places)
-            pen.line((middle, y - 22, middle, y + 22), color, 5)
-            for n, x in enumerate(places):
-                top = y - 14 + 9 * (n % 3)  # three heights, to tell the circles apart
-                pen.ellipse((x - 5, top, x + 5, top + 10), outline=color, width=2)
-            y += 54
-        y += 22
+        (x, y), (right, _) = place(0, percent / 100), place(len(names) - 1, 0)
+        pen.line((x, y, right, y), LINE, 2)
+        put(pen, x - 10, y, str(percent), anchor="rm")
+    for i, name in enumerate(names):
+        put(pen, place(i, 0)[0], 410, str(name), anchor="mm")
+    put(pen, left + 215, 440, below, anchor="mm")
+    for width in (1, 6):  # medians above all runs
+        for row, color in zip(lines, COLORS):
+            pale = tuple((part + 255) // 2 for part in color)
+            for line in lines[row] if width == 1 else [map(median, zip(*lines[row]))]:
+                points = [place(*point) for point in enumerate(line)]
+                pen.line(points, pale if width == 1 else color, width, "curve")
+
+
+def draw_look_alikes():
+    """Right answers over the number of other fish, beside an example."""
+    lines = [line for _, line in read_lines("results/default.jsonl")]
+    shares = {row: [line["others"] for line in lines if line["row"] == row]
+              for row in ("causal", "mma")}
+    picture, pen = blank(1180, 470)
+    examples = (look_alikes(4, True, Random(n)) for n in count())
+    scene = next(scene for scene, *thing in examples if thing == ["fish", "red"])
+    picture.paste(Image.fromarray(draw(scene, 260)), (20, 90))
+    put(pen, 20, 40, "Four other fish", 24)
+    for y, row, color in zip((384, 420), shares, COLORS):
+        put(pen, 20, y, f"{row}: {len(shares[row])} models", 22, color)
+    for left, kind, title in ((310, "exist_color", "Is there a red fish?"),
+                              (745, "exist", "Is there a fish?")):
+        of_kind = {row: [found[kind] for found in shares[row]] for row in shares}
+        draw_lines(pen, left, f"{title}  Right, in %", "other fish in the picture", OTHERS, of_kind)
+    return picture
+
+
+def draw_steps():
+    """Right answers over the steps of fine-tuning."""
+    lines = [line for _, line in read_lines("results/default.jsonl")]
+    curves = {}
+    for row in ("causal", "mma"):
+        of_seed = defaultdict(dict)  # seed -> steps -> share of right answers to all questions
+        for line in lines:
+            name, _, steps = line["row"].partition("-")
+            if name == row and (steps or "600").isdigit():
+                of_seed[line["seed"]][int(steps or 600)] = line["accuracy"]
+        curves[row] = of_seed
+    steps = sorted({n for of_seed in curves.values() for found in of_seed.values() for n in found})
+    picture, pen = blank(460, 470)
+    complete = {row: [[found[n] for n in steps] for found in of_seed.values()
+                      if len(found) == len(steps)] for row, of_seed in curves.items()}
+    draw_lines(pen, 20, "All questions: right, in %", "steps of fine-tuning", steps, complete)
     return picture
 
 
@@ -194,7 +224,8 @@ def main():
     options = parser.parse_args()
     runs = [load(path, pick_device()) for path in options.runs]
     if not runs:
-        return write(draw_strips(), "results/strips.png")
+        write(draw_look_alikes(), "results/look-alikes.png")
+        return write(draw_steps(), "results/steps.png")
     sheet, words = draw_sheet(*runs)
     folder = options.runs[0] if options.runs[0].is_dir() else options.runs[0].parent
     if options.ship:

@@ -4,12 +4,12 @@
 
 There are two questions A and B about a picture, such as "What color is the cup?" and "What color
 is the fish?". The text sees B alone. Image tokens see B as well, but A in its place in some layers.
-Which question is answered? It prints a table per run and draws the means in results/layers.png.
+Which question is answered? It prints a table per run, and draws an example of the last run in
+results/swap.png.
 """
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import defaultdict
 from random import Random
-from textwrap import fill
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ KINDS = {"exist": "Is there a fish?", "exist_color": "Is there a red fish?",  # 
          "color": "What color is the fish?", "where": "Where is the fish?",
          "where_color": "Where is the red fish?", "what": "What is at top-left?"}
 SCENES = 500  # of validation
-NEITHER = (215, 215, 215)
 
 
 class Intervened(MultimodalGPT):
@@ -93,7 +92,11 @@ def pairs_of_questions(scenes):
 
 
 def ask_run(path):
-    """A run -> dict: which layers see A -> dict: kind -> shares of A's and of B's answer."""
+    """A run -> (found, example).
+
+    found: which layers see A -> dict: kind -> shares of A's and of B's answer. example: a pair of
+    questions about a color and what was said when layer 1 saw A: A's answer, if ever.
+    """
     run = model, _, checkpoint = load(path, pick_device(), Intervened)
     options = checkpoint["options"]
     if options["data"] or (model.attention, options["order"]) != ("mma", "image-first"):
@@ -104,37 +107,34 @@ def ask_run(path):
     layers = [*range(model.config.layers)]
     swapped = {"no layer": [], "layer 1": [0], "layers 2 and on": layers[1:], "all layers": layers}
     found = {}
-    for name in swapped:
-        model.swapped = swapped[name]
+    for name, layers_of_a in swapped.items():
+        model.swapped = layers_of_a
         right = defaultdict(list)  # kind -> for each pair, whether it is answered for A, and for B
-        for pair, text in ask(run, part, TwoQuestions):
+        given = ask(run, part, TwoQuestions)
+        if layers_of_a == [0]:
+            example = max((x for x in given if x[0].kind == "color"),
+                          key=lambda x: x[1] == x[0].answer[0])
+        for pair, text in given:
             right[pair.kind].append([text == answer for answer in pair.answer])
         found[name] = {kind: np.mean(right[kind], axis=0) for kind in KINDS}
-    return found
+    return found, example
 
 
-def draw_layers(runs):
-    """An example, and below it the means over runs, as `ask_run` returns them: a Pillow picture."""
-    picture, pen = blank(1120, 420)
-    scene = make_scene(FIRST_SEED["val"] + 1)
-    picture.paste(Image.fromarray(draw(scene, 160)), (20, 20))
-    put(pen, 220, 14, "Two questions about a picture: which one is answered?", 28, anchor="la")
-    pair = next(pair for pair in pairs_of_questions([scene]) if pair.kind == "color")
-    a, b = map(" ".join, zip(pair.prompt, pair.answer))
-    bars = f"Bars: share of answers to A, to B, to neither; mean of {len(runs)} runs"
-    put(pen, 220, 64, f"A (only image tokens see it): {a}", 20, COLORS[0], "la")
-    put(pen, 220, 100, f"B (the text sees it): {b}", 20, COLORS[1], "la")
-    put(pen, 220, 136, bars, 20, anchor="la")
-    for y, layers, text in ((254, "layer 1", "A in layer 1,\nB in all others"),
-                            (334, "layers 2 and on", "B in layer 1,\nA in all others")):
-        put(pen, 20, y + 6, text, anchor="la")
-        for i, kind in enumerate(KINDS):
-            x = 220 + 148 * i
-            a, b = np.mean([run[layers][kind] for run in runs], axis=0)
-            for share, color in ((1, NEITHER), (a + b, COLORS[1]), (a, COLORS[0])):
-                picture.paste(color, (x, y, x + round(136 * share), y + 56))
-    for i, example in enumerate(KINDS.values()):
-        put(pen, 220 + 148 * i, 200, fill(example, 14), anchor="la")
+def draw_example(found, example):
+    """A picture, two questions about it, and the answer. found, example: see `ask_run`."""
+    picture, pen = blank(1000, 290)
+    pair, text = example
+    scene = make_scene(FIRST_SEED["val"] + pair.picture)
+    picture.paste(Image.fromarray(draw(scene, 250)), (20, 20))
+    (a, b), (right_a, right_b) = pair.prompt, pair.answer
+    share = found["layer 1"]["color"][0]
+    lines = [("The text asks", b, f"(right: {right_b})", COLORS[1]),
+             ("In layer 1 the image tokens see", a, f"(right: {right_a})", COLORS[0]),
+             ("The model says", text, "", COLORS[0])]
+    for n, (who, says, right, color) in enumerate(lines):
+        put(pen, 300, 36 + 78 * n, who, 20)
+        put(pen, 300, 68 + 78 * n, f"{says}  {right}", 26, color)
+    put(pen, 300, 262, f"It answers what the image tokens see in {share:.0%} of such pairs.", 20)
     return picture
 
 
@@ -142,15 +142,14 @@ def main():
     """The command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="runs of --attention mma in the picture world")
-    found = []
     for path in parser.parse_args().runs:
-        found.append(ask_run(path))
+        found, example = ask_run(path)
         rows = []
-        for layers, shares in found[-1].items():
+        for layers, shares in found.items():
             cells = {kind: "{:.0%} {:.0%}".format(*shares[kind]) for kind in KINDS}
             rows.append({"A in": layers, **cells})
         print(f"\n{path}: share of answers to A, and to B\n\n{table(rows)}")
-    write(draw_layers(found), "results/layers.png")
+    write(draw_example(found, example), "results/swap.png")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,22 @@
-"""Another mask and other captions. Rows of `compare.py` use them.
+"""Another mask, other captions, and scenes of look-alikes. `compare.py` uses them.
 
 Each class overrides one thing: `MultimodalGPT.mask` and `positions`, or the data of a `Trainer`.
 """
+from functools import cache
+from itertools import product
+from random import Random
+
+import numpy as np
 import torch
 
-from data import PLACES
+from data import (COLORS, COMMON, NO_YES, OBJECTS, PLACES, THEMES, Example, Part, draw,
+                  exist_question, make_scene)
 from mma import IMAGE, TEXT, attention_mask
 from model import MultimodalGPT
 from train import Trainer
+
+OTHERS = range(6)  # other things of the same name
+LOOK_ALIKES = 200  # scenes with the thing that is asked for, and 200 without, for each of OTHERS
 
 
 class CCAModel(MultimodalGPT):
@@ -55,3 +64,40 @@ def one_way(part):
             phrases.append(" ".join(place_first))
         captions.append(example._replace(answer=", ".join(phrases)))
     return part._replace(captions=captions)
+
+
+def look_alikes(others, there, rng):
+    """(Scene of nine things, name, color): is there such a thing? As `there` says.
+
+    Others of its name have other colors, and one thing of another name has its color: neither
+    the name nor the color alone tells.
+    """
+    n = others + there
+    while True:
+        scene = make_scene(rng.random())
+        name = rng.choice((*COMMON, *THEMES[scene.theme]))
+        objects = sorted(scene.objects, key=lambda o: o.name != name)  # those of this name first
+        if len(objects) == 9 and objects[n].name != name:
+            break
+    color, *colors = rng.sample(list(COLORS), len(COLORS))
+    for i, own in enumerate([color] * there + colors[:others]):
+        objects[i] = objects[i]._replace(name=name, color=own)
+    objects[n] = objects[n]._replace(color=color)
+    return scene._replace(objects=tuple(objects)), name, color
+
+
+@cache
+def look_alike_part(name, size):
+    """A Part that asks "Is there a red fish?" where there are 0 to 5 others, half of it yes, and
+    as a control "Is there a fish?", or an absent thing. Kind of question: (kind, others)."""
+    part, rng = Part([], [], [], [], ()), Random(f"look-alikes {name}")
+    for others, there, _ in product(OTHERS, (False, True), range(LOOK_ALIKES)):
+        scene, thing, color = look_alikes(others, there, rng)
+        i = len(part.images)
+        part.images.append(draw(scene, size))
+        absent = rng.choice([x for x in OBJECTS if x not in [o.name for o in scene.objects]])
+        for kind, asked in (("exist_color", f"{color} {thing}"),
+                            ("exist", thing if there else absent)):
+            question = exist_question(asked)
+            part.questions.append(Example(i, question, NO_YES[there], (kind, others)))
+    return part._replace(images=np.stack(part.images))

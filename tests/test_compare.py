@@ -2,7 +2,10 @@
 import json
 import re
 import sys
+from collections import Counter
+from itertools import product
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -31,6 +34,7 @@ def run(tmp_path, monkeypatch):
     for name, value in (driving.SMALL | {"LOG_EVERY": 1}).items():
         monkeypatch.setattr(train, name, value)
     monkeypatch.setattr(compare, "SCENES", 12)
+    monkeypatch.setattr(variants, "LOOK_ALIKES", 2)
     monkeypatch.chdir(tmp_path)
     return command
 
@@ -164,3 +168,15 @@ def test_one_way_captions_put_the_place_first_and_change_nothing_else():
         assert example.answer == ", ".join(f"{o.place} {o.color} {o.name}" for o in objects)
         assert example._replace(answer=part.captions[i].answer) == part.captions[i]
     assert changed._replace(captions=part.captions) == part
+
+
+def test_look_alikes_share_the_name_or_the_color_and_half_of_them_are_there():
+    for others, there, seed in product(variants.OTHERS, (False, True), range(20)):
+        scene, name, color = variants.look_alikes(others, there, Random(seed))
+        colors = [o.color for o in scene.objects if o.name == name]
+        assert len(scene.objects) == len({o.place for o in scene.objects}) == 9
+        assert len({*colors}) == len(colors) == others + there and (color in colors) == there
+        assert color in [o.color for o in scene.objects if o.name != name]
+    part = variants.look_alike_part("test", 32)
+    count = Counter((e.kind, e.answer) for e in part.questions)
+    assert {*count.values()} == {variants.LOOK_ALIKES} and len(count) == 2 * 2 * 6

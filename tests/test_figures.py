@@ -2,19 +2,18 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
-import driving
-from data import Example, read_lines
+from data import Example
 from driving import write_lines
-from extras import compare, figures, sound
+from extras import figures
 from train import load
 
 ROOT = Path(figures.__file__).parent.parent
 
 
-def test_the_sheet_in_results_is_what_the_models_in_results_answer(monkeypatch):
-    monkeypatch.setattr("train.autocast", driving.SMALL["autocast"])  # float32 everywhere
+def test_the_sheet_in_results_is_what_the_models_in_results_answer():
     runs = [load(ROOT / f"results/{name}.pt") for name in ("causal", "mma")]
     sheet, words = figures.draw_sheet(*runs)
     shown = Image.open(ROOT / "results/answers.png")
@@ -46,21 +45,32 @@ def test_a_sheet_of_your_own_pictures_lies_beside_the_run(tiny, folder, monkeypa
     assert sheet.getpixel((140, 260))[0] in range(200, 212) and not Path("results").exists()
 
 
-def test_a_circle_is_drawn_per_run_at_its_accuracy(monkeypatch):
-    runs = [("causal", 0.05, 0.6), ("causal", 0.05, 0.75), ("causal", 0.05, 0.8),
-            ("causal", 0.02, 0.9),  # not the first rate of this row
-            ("mma", 0.02, 1.0)]
-    lines = [(None, dict(zip(("row", "rate", "accuracy"), run))) for run in runs]
-    monkeypatch.setattr(figures, "read_lines", {"results/kept-decoder.jsonl": lines}.get)
-    monkeypatch.setattr(figures, "SETTINGS", {"kept-decoder": figures.SETTINGS["kept-decoder"]})
-    strip = np.array(figures.draw_strips())[:63, 300:]
-    columns = (strip == figures.COLORS[0]).all(-1).any(0).nonzero()[0] + 300
-    assert {*columns} == {*range(455, 466), *range(695, 706), *range(775, 786)}  # 16 per percent
+@pytest.fixture
+def results(monkeypatch):
+    """A function that puts lines in place of those of results/default.jsonl."""
+    def replace(*lines):
+        monkeypatch.setattr(figures, "read_lines",
+                            {"results/default.jsonl": [(None, line) for line in lines]}.get)
+    return replace
 
 
-def test_the_first_rate_of_a_row_in_results_is_its_best():
-    for name, (_, *rows) in figures.SETTINGS.items():
-        best = (sound if name == "sound" else compare).ROWS
-        lines = [line for _, line in read_lines(ROOT / f"results/{name}.jsonl")]
-        for row in rows:
-            assert next(line["rate"] for line in lines if line["row"] == row) == best[row].rate
+def heights(picture, color):
+    """The middle rows of pixels of a color at the left and at the right end of what has it."""
+    there = (np.array(picture) == color).all(-1)
+    columns = there.any(0).nonzero()[0]
+    return [there[:, x].nonzero()[0].mean() for x in (columns[1], columns[-2])]
+
+
+def test_diagrams_show_the_median_over_others_and_the_steps_of_the_same_seeds(results):
+    made_up = [("causal", 0, 0.9), ("causal", 1, 0.8), ("causal", 2, 0.75), ("mma", 0, 1.0),
+               ("causal-300", 0, 0.6), ("causal-300", 1, 0.7), ("mma-300", 0, 0.9),
+               ("causal-one-way", 0, 0.5)]
+    results(*({"row": row, "seed": seed, "accuracy": share,
+               "others": {"exist": [1] * 6, "exist_color": [1, *[share] * 5]}}
+              for row, seed, share in made_up))
+    look_alikes = figures.draw_look_alikes().crop((350, 70, 710, 400))  # without legend, control
+    steps = figures.draw_steps().crop((0, 70, 460, 400))
+    assert heights(look_alikes, figures.COLORS[0]) == pytest.approx([20, 140], abs=4)  # 100, 80 %
+    assert heights(look_alikes, figures.COLORS[1]) == pytest.approx([20, 20], abs=4)
+    assert heights(steps, figures.COLORS[0]) == pytest.approx([230, 110], abs=4)  # 65, 85 %
+    assert heights(steps, figures.COLORS[1]) == pytest.approx([80, 20], abs=4)

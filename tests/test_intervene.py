@@ -74,4 +74,4 @@ def test_a_run_becomes_a_table_and_a_picture(tiny, monkeypatch, capsys):
     intervene.main()
     rows = capsys.readouterr().out.split("\n")
     assert [row.count("100% 0%") for row in rows if row.startswith("| ")][2:] == [0, 6, 6, 6]
-    assert Path("results/layers.png").exists()
+    assert Path("results/swap.png").exists()

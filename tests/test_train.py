@@ -18,6 +18,7 @@ import train
 from driving import TINY, refused, write_lines
 
 SHORT = "--width 8 --pretrain-steps 4 --sft-steps 4".split()
+AUTOCAST = train.autocast  # which `tiny` replaces
 QUESTION = {"question": "Is it red?", "answer": "yes"}
 CAPTION = {"caption": "all is red"}
 assert_equal = partial(assert_close, atol=0, rtol=0)
@@ -188,6 +189,7 @@ def test_a_process_that_is_killed_goes_on_with_its_data_elsewhere(tiny, folder, 
     lines = [{"image": f"{i}.png", "question": f"{i}?", "answer": str(i)} for i in range(20)]
     write_lines(folder / "train.jsonl", lines)
     monkeypatch.setattr(train, "LOG_EVERY", 25)  # as in the process
+    monkeypatch.setattr(train, "autocast", AUTOCAST)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = [*TINY, *SHORT, "--pretrain-steps", "75", "--data", "pictures", "--name"]
     whole = trained(tiny(*options, "whole")).folder
