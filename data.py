@@ -223,8 +223,9 @@ class Dataset:
         question:  <user> image tokens, question <assistant> | answer <eos>
         caption:   <user> image tokens | caption <eos>
 
-    Override `layout` for another order, or for two pictures in a prompt: then `picture` of an
-    Example is a pair of indices. The model needs no change.
+    In the order "text-first" the question stands before the picture, in "text-twice" before and
+    after it. Override `layout` for another order, or for two pictures in a prompt: then `picture`
+    of an Example is a pair of indices. The model needs no change.
     """
 
     def __init__(self, examples, images, tokenizer, config, order="image-first"):

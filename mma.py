@@ -40,7 +40,7 @@ def attention_mask(modality, generated, attention="mma"):
     attention: one of KINDS. Under each a token sees itself and all tokens before it, and
                causal: nothing else;
                image:  the tokens of a modality other than text also see each other;
-               future: these tokens also see all later ones of the prompt (arXiv 2505.18605);
+               future: these tokens also see every later token of the prompt (arXiv 2505.18605);
                prefix: all tokens of the prompt also see each other;
                mma:    image tokens (sounds, ...) also see the tokens of every other modality.
     Returns (B, 1, T, T) bool, True = may attend; dimension 1 stands for all heads.

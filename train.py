@@ -39,8 +39,8 @@ WARMUP = 20  # steps in which the learning rate rises
 COOLDOWN = 0.3  # last share of a stage, in which it falls to 0
 SIZES = "width", "heads", "vit_layers", "image_size", "context"  # of both stages
 OPTIONS = {  # name: (default, meaning)
-    "attention": ("mma", "mask of fine-tuning"),
-    "order": ("image-first", "of picture and question in a row"),
+    "attention": ("mma", "mask of fine-tuning; causal wants --sft-lr 0.005"),
+    "order": ("image-first", "of picture and question; text-twice: the question on both sides"),
     "data": (None, "folder of your own pictures, in place of the picture world"),
     "pretrained": (None, "fine-tune this pretrained.pt, in its sizes"),
     "resume": (None, "go on with this interrupted run, with its options"),
@@ -191,7 +191,7 @@ def load(path, device="cpu", model_class=MultimodalGPT):
 def answer(model, dataset, batch_size=256):
     """Let a model answer all prompts of a `data.Dataset`, greedily -> list of texts.
 
-    In float32, so that a model says the same on every machine.
+    In float32 everywhere: in bfloat16 some answers would be others.
     """
     device = model.token.weight.device
     longest = max([8, *(len(ids) for _, ids in dataset.rows)])  # a wrong answer is cut off there

@@ -24,21 +24,16 @@ import train
 from data import make_world, read_folder, read_lines
 from eval_pope import SPLITS, ask, ask_own
 from extras.figures import table
-from extras.variants import CCA, OTHERS, OneWay, look_alike_part
+from extras.variants import CCA, FISH, OneWay, look_alike_part
 
-# words: options of train.py. rate: the best learning rate of fine-tuning on validation scenes, by
-# the mean over the kinds of question. trainer: of both stages; rows with the same one share their
-# pre-training. causal-300: 300 steps of fine-tuning, and so on.
+# words: options of train.py. rate: of fine-tuning. For causal and mma it is the best one on
+# validation scenes, by the mean over the kinds of question (results/default-rates.jsonl); other
+# rows take that of the one that is more like them. trainer: of both stages; rows with the same one
+# share their pre-training.
 Row = namedtuple("Row", "words rate trainer", defaults=(train.Trainer,))
 ROWS = {
-    "causal-300": Row("--attention causal --sft-steps 300", 0.005),
-    "mma-300": Row("--attention mma --sft-steps 300", 0.03),
-    "causal-400": Row("--attention causal --sft-steps 400", 0.005),
-    "mma-400": Row("--attention mma --sft-steps 400", 0.03),
     "causal": Row("--attention causal", 0.005),
     "mma": Row("--attention mma", 0.03),
-    "causal-1200": Row("--attention causal --sft-steps 1200", 0.005),
-    "mma-1200": Row("--attention mma --sft-steps 1200", 0.03),
     "image": Row("--attention image", 0.005),
     "future": Row("--attention future", 0.03),
     "prefix": Row("--attention prefix", 0.03),
@@ -48,29 +43,32 @@ ROWS = {
     "causal-one-way": Row("--attention causal", 0.005, OneWay),
     "mma-one-way": Row("--attention mma", 0.03, OneWay),
 }
+ROWS |= {f"{row}-{steps}": Row(f"{ROWS[row].words} --sft-steps {steps}", ROWS[row].rate)
+         for steps in (300, 400, 1200) for row in ("causal", "mma")}  # in place of 600
 FIGURES = ("adversarial", "exist", "exist_color", "look-alikes", "all questions")
 HOW = ("In %: median of the seeds (lowest to highest). k/n: ahead of the first row in k of n pairs "
        "of runs with the same seed.")
 SCENES = 1000  # that are asked about; POPE takes 500 of them
 
 
-def ask_world(run, name):
+def measure_world(run, name):
     """What is asked of a run about pictures, see `compare`."""
-    options, size = run[2]["options"], run[0].config.image_size
+    model, _, checkpoint = run
+    options, size = checkpoint["options"], model.config.image_size
     if options["data"]:
         [part] = read_folder(options["data"], size, options["seed"], [name])
     else:
         part = make_world(name, SCENES, 0, size)
     figures = ask_own(run, part)
     found = {split: figures[split]["accuracy"] for split in SPLITS if split in figures}
-    if options["data"]:
+    if found and options["data"]:
         found["yes_ratio"] = mean(figures[split]["yes_ratio"] for split in found)
-    else:
+    if not options["data"]:
         given = ask(run, look_alike_part(name, size))
         shares = train.accuracy_by_kind(*zip(*given))[0]
-        found["others"] = {kind: [shares[kind, others] for others in OTHERS]
-                           for kind in ("exist", "exist_color")}
-        found["look-alikes"] = mean(found["others"]["exist_color"][3:])
+        found["fish"] = {kind: [shares[kind, fish] for fish in FISH]
+                         for kind in ("exist", "exist_color")}
+        found["look-alikes"] = mean(found["fish"]["exist_color"][3:])
     return found | {"kinds": figures["kinds"], "accuracy": figures["accuracy"]}
 
 
@@ -116,14 +114,15 @@ def origin(device):
 def summary(lines, figures=FIGURES):
     """Lines of results/NAME.jsonl -> Markdown: a table with a row per (row, rate), and its key.
 
-    figures: splits of POPE, kinds of question, "look-alikes": "Is there a red fish?" with three to
-    five other fish, and "all questions"; unknown ones are left out.
+    figures: splits of POPE, kinds of question, "all questions", "yes_ratio", and "look-alikes":
+    "Is there a red fish?" among four to six fish. Those that a line lacks are left out.
     """
     groups = defaultdict(dict)  # (row, rate) -> seed -> figure -> share of right answers
     for line in lines:
         shares = line | line["kinds"] | {"all questions": line["accuracy"]}
         groups[line["row"], line["rate"]][line["seed"]] = shares
-    figures = [figure for figure in figures if figure in shares]
+    known = set.intersection(*(set(run) for group in groups.values() for run in group.values()))
+    figures = [figure for figure in figures if figure in known]
     first = next(iter(groups.values()))
     rows = []
     for (name, rate), group in groups.items():
@@ -132,7 +131,7 @@ def summary(lines, figures=FIGURES):
         for figure in figures:
             percents = [100 * run[figure] for run in group.values()]
             cell = f"{median(percents):.1f} ({min(percents):.1f} to {max(percents):.1f})"
-            if group is not first:
+            if group is not first and figure != "yes_ratio":  # more is not better
                 ahead = sum(group[seed][figure] > first[seed][figure] for seed in shared)
                 cell += f" {ahead}/{len(shared)}"
             rows[-1][figure] = cell
@@ -140,7 +139,7 @@ def summary(lines, figures=FIGURES):
     return "\n\n".join([HOW, table(rows), *origins])
 
 
-def arguments(rows, description):
+def arguments(rows, description, figures):
     """The command line as a namespace; `words` are those after --."""
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -150,8 +149,8 @@ def arguments(rows, description):
         help=f"{', '.join(rows)} (default: train causal and mma, print all)")
     add("--rates", nargs="+", type=float, metavar="RATE",
         help="of fine-tuning (default: train at those of the rows, print all)")
-    add("--figures", nargs="+", metavar="FIGURE", default=FIGURES,
-        help="columns: kinds of question, splits of POPE, look-alikes, yes_ratio, 'all questions'")
+    add("--figures", nargs="+", metavar="FIGURE", default=figures,
+        help=f"columns of the table, as far as they are known (default: {', '.join(figures)})")
     add("--validate", action="store_true", help="ask about validation scenes, to find a rate")
     words = [*sys.argv[1:], "--"]
     end = words.index("--")
@@ -160,15 +159,16 @@ def arguments(rows, description):
     return options
 
 
-def compare(rows=ROWS, ask=ask_world, description=__doc__, parts=train.load_parts, figures=None):
+def compare(rows=ROWS, measure=measure_world, description=__doc__, parts=train.load_parts,
+            figures=FIGURES):
     """The command line: train what has no line yet, then print the table.
 
-    rows: name -> Row. ask: function of (a run as `train.load` returns it, "val" or "test") -> dict
-    of `kinds` (kind of question -> share), `accuracy` (of all questions) and, where there is POPE,
-    the accuracies `random`, `popular` and `adversarial`. parts: function of options -> the two
-    `data.Part`s to train and to validate on. figures: columns of the table, in place of --figures.
+    rows: name -> Row. measure: function of (a run as `train.load` returns it, "val" or "test") ->
+    dict of `kinds` (kind of question -> share), `accuracy` (of all questions) and further figures.
+    parts: function of options -> the two `data.Part`s to train and to validate on. figures: columns
+    of the table, see `summary`.
     """
-    options = arguments(rows, description)
+    options = arguments(rows, description, figures)
     scenes, ending = ("val", "-rates") if options.validate else ("test", "")
     path = Path(f"results/{options.name}{ending}.jsonl")
     path.parent.mkdir(exist_ok=True)
@@ -186,7 +186,7 @@ def compare(rows=ROWS, ask=ask_world, description=__doc__, parts=train.load_part
             given = train.parse(rows[name].words.split() + options.words + own.split())
             given.words = options.words
             line |= origin(train.pick_device(given.device)) | {"options": options.words}
-            line |= ask(trained(given, rows[name].trainer, parts), scenes)
+            line |= measure(trained(given, rows[name].trainer, parts), scenes)
             lines.append(line)
             with open(path, "a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -196,7 +196,7 @@ def compare(rows=ROWS, ask=ask_world, description=__doc__, parts=train.load_part
     lines.sort(key=lambda line: order.index(line["row"]))
     if not lines:
         raise SystemExit(f"{path}: no such run yet; --seeds 0 trains some")
-    print(summary(lines, figures or options.figures))
+    print(summary(lines, options.figures))
 
 
 if __name__ == "__main__":

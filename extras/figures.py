@@ -7,8 +7,7 @@
                                           causal.pt and mma.pt, which extras.sample asks
 """
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections import Counter, defaultdict
-from itertools import count
+from collections import Counter
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -21,12 +20,14 @@ from PIL import Image, ImageDraw, ImageFont
 from data import (FIRST_SEED, IMAGE_ID, NO_YES, Dataset, Example, draw, load_picture, make_scene,
                   read_entries, read_lines)
 from eval_pope import ask, own_part
-from extras.variants import OTHERS, look_alikes
+from extras.variants import FISH, look_alikes
 from train import answer, load, pick_device
 
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 LINE = (235, 237, 240)
 GREEN, RED = (20, 120, 60), (200, 30, 30)
+EXAMPLE = 291  # seed of the scene that is drawn: five fish, one of them red
+STEPS = {300: "-300", 400: "-400", 600: ""}  # of fine-tuning -> end of the name of a row
 COLORS = ((213, 94, 0), (0, 114, 178))  # the color-blind can tell them apart (Okabe and Ito)
 
 
@@ -153,66 +154,68 @@ def draw_sheet(*runs):
     return picture, words
 
 
-def draw_lines(pen, left, title, below, names, lines):
+def draw_lines(pen, left, title, below, places, lines):
     """A diagram, 400 pixels wide: a thin line for each run, a bold one for the median of a row.
 
-    names: what stands below the points of a line. lines: row -> list of lines, each of them a list
-    of shares; what is below a half is drawn at its lower end.
+    places: of the points of a line, from left to right, in units of what `below` says. lines:
+    row -> list of lines, each of them a list of shares. Those below 50 % are drawn at 50 %.
     """
-    def place(i, share):
-        return left + 50 + i * 330 / (len(names) - 1), 390 - 600 * (max(share, 0.5) - 0.5)
+    def point(place, share):
+        width = (place - places[0]) / (places[-1] - places[0])
+        return left + 50 + 330 * width, 390 - 600 * (max(share, 0.5) - 0.5)
 
     put(pen, left + 10, 40, title, 24)
     for percent in range(50, 101, 10):
-        (x, y), (right, _) = place(0, percent / 100), place(len(names) - 1, 0)
+        (x, y), (right, _) = point(places[0], percent / 100), point(places[-1], 0)
         pen.line((x, y, right, y), LINE, 2)
-        put(pen, x - 10, y, str(percent), anchor="rm")
-    for i, name in enumerate(names):
-        put(pen, place(i, 0)[0], 410, str(name), anchor="mm")
+        put(pen, x - 10, y, f"{'≤ ' * (percent == 50)}{percent}", anchor="rm")
+    for place in places:
+        put(pen, point(place, 0)[0], 410, str(place), anchor="mm")
     put(pen, left + 215, 440, below, anchor="mm")
-    for width in (1, 6):  # medians above all runs
-        for row, color in zip(lines, COLORS):
-            pale = tuple((part + 255) // 2 for part in color)
-            for line in lines[row] if width == 1 else [map(median, zip(*lines[row]))]:
-                points = [place(*point) for point in enumerate(line)]
-                pen.line(points, pale if width == 1 else color, width, "curve")
+    for of_row, color in zip(lines.values(), COLORS):
+        pale = tuple((part + 255) // 2 for part in color)
+        for line in of_row:
+            pen.line([*map(point, places, line)], pale, 1, "curve")
+    for of_row, color in zip(lines.values(), COLORS):  # above all runs
+        pen.line([*map(point, places, map(median, zip(*of_row)))], color, 6, "curve")
+
+
+def of_rows(*ends):
+    """Runs of results/default.jsonl: dict of causal and mma -> a list for each seed: its line of
+    each row with this name and one of these ends. Seeds that lack one are left out."""
+    line_of = {}
+    for _, line in read_lines("results/default.jsonl"):
+        line_of[line["row"], line["seed"]] = line
+    wanted = {name: [name + end for end in ends] for name in ("causal", "mma")}
+    seeds = [seed for row, seed in line_of if row == "causal" and all(
+        (row, seed) in line_of for rows in wanted.values() for row in rows)]
+    return {name: [[line_of[row, seed] for row in rows] for seed in seeds]
+            for name, rows in wanted.items()}
 
 
 def draw_look_alikes():
-    """Right answers over the number of other fish, beside an example."""
-    lines = [line for _, line in read_lines("results/default.jsonl")]
-    shares = {row: [line["others"] for line in lines if line["row"] == row]
-              for row in ("causal", "mma")}
+    """Right answers over the number of fish, beside an example."""
+    runs = of_rows("")
     picture, pen = blank(1180, 470)
-    examples = (look_alikes(4, True, Random(n)) for n in count())
-    scene = next(scene for scene, *thing in examples if thing == ["fish", "red"])
+    scene, *_ = look_alikes(5, True, Random(EXAMPLE))
     picture.paste(Image.fromarray(draw(scene, 260)), (20, 90))
-    put(pen, 20, 40, "Four other fish", 24)
-    for y, row, color in zip((384, 420), shares, COLORS):
-        put(pen, 20, y, f"{row}: {len(shares[row])} models", 22, color)
+    put(pen, 20, 40, "Five fish, one is red", 24)
+    for y, name, color in zip((384, 420), runs, COLORS):
+        put(pen, 20, y, f"{name}: {len(runs[name])} models", 22, color)
     for left, kind, title in ((310, "exist_color", "Is there a red fish?"),
                               (745, "exist", "Is there a fish?")):
-        of_kind = {row: [found[kind] for found in shares[row]] for row in shares}
-        draw_lines(pen, left, f"{title}  Right, in %", "other fish in the picture", OTHERS, of_kind)
+        lines = {name: [line["fish"][kind] for [line] in seeds] for name, seeds in runs.items()}
+        draw_lines(pen, left, f"{title}  Right, in %", "fish in the picture", FISH, lines)
     return picture
 
 
 def draw_steps():
     """Right answers over the steps of fine-tuning."""
-    lines = [line for _, line in read_lines("results/default.jsonl")]
-    curves = {}
-    for row in ("causal", "mma"):
-        of_seed = defaultdict(dict)  # seed -> steps -> share of right answers to all questions
-        for line in lines:
-            name, _, steps = line["row"].partition("-")
-            if name == row and (steps or "600").isdigit():
-                of_seed[line["seed"]][int(steps or 600)] = line["accuracy"]
-        curves[row] = of_seed
-    steps = sorted({n for of_seed in curves.values() for found in of_seed.values() for n in found})
+    runs = of_rows(*STEPS.values())
     picture, pen = blank(460, 470)
-    complete = {row: [[found[n] for n in steps] for found in of_seed.values()
-                      if len(found) == len(steps)] for row, of_seed in curves.items()}
-    draw_lines(pen, 20, "All questions: right, in %", "steps of fine-tuning", steps, complete)
+    lines = {name: [[line["accuracy"] for line in seed] for seed in seeds]
+             for name, seeds in runs.items()}
+    draw_lines(pen, 20, "All questions: right, in %", "steps of fine-tuning", [*STEPS], lines)
     return picture
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from data import (FIRST_SEED, NO_YES, OBJECTS, Dataset, Example, draw, exist_question, make_scene,
                   make_world, unambiguous)
 from eval_pope import ask
-from extras.figures import COLORS, blank, put, table, write
+from extras.figures import COLORS, INK, blank, put, table, write
 from mma import IMAGE, PAD, TEXT, attention_mask
 from model import MultimodalGPT
 from train import load, pick_device
@@ -95,7 +95,7 @@ def ask_run(path):
     """A run -> (found, example).
 
     found: which layers see A -> dict: kind -> shares of A's and of B's answer. example: a pair of
-    questions about a color and what was said when layer 1 saw A: A's answer, if ever.
+    questions about a color and the answer when layer 1 saw A; one answered for A, if there is any.
     """
     run = model, _, checkpoint = load(path, pick_device(), Intervened)
     options = checkpoint["options"]
@@ -111,7 +111,7 @@ def ask_run(path):
         model.swapped = layers_of_a
         right = defaultdict(list)  # kind -> for each pair, whether it is answered for A, and for B
         given = ask(run, part, TwoQuestions)
-        if layers_of_a == [0]:
+        if name == "layer 1":
             example = max((x for x in given if x[0].kind == "color"),
                           key=lambda x: x[1] == x[0].answer[0])
         for pair, text in given:
@@ -130,7 +130,7 @@ def draw_example(found, example):
     share = found["layer 1"]["color"][0]
     lines = [("The text asks", b, f"(right: {right_b})", COLORS[1]),
              ("In layer 1 the image tokens see", a, f"(right: {right_a})", COLORS[0]),
-             ("The model says", text, "", COLORS[0])]
+             ("The model says", text, "", {right_a: COLORS[0], right_b: COLORS[1]}.get(text, INK))]
     for n, (who, says, right, color) in enumerate(lines):
         put(pen, 300, 36 + 78 * n, who, 20)
         put(pen, 300, 68 + 78 * n, f"{says}  {right}", 26, color)

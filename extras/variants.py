@@ -15,8 +15,8 @@ from mma import IMAGE, TEXT, attention_mask
 from model import MultimodalGPT
 from train import Trainer
 
-OTHERS = range(6)  # other things of the same name
-LOOK_ALIKES = 200  # scenes with the thing that is asked for, and 200 without, for each of OTHERS
+FISH = range(1, 7)  # things of the name that is asked for, in scenes of look-alikes
+LOOK_ALIKES = 200  # scenes for each number of FISH and each answer
 
 
 class CCAModel(MultimodalGPT):
@@ -66,38 +66,44 @@ def one_way(part):
     return part._replace(captions=captions)
 
 
-def look_alikes(others, there, rng):
-    """(Scene of nine things, name, color): is there such a thing? As `there` says.
+def look_alikes(fish, there, rng):
+    """(Scene of nine things, name, color): is there such a thing, a red fish? As `there` says.
 
-    Others of its name have other colors, and one thing of another name has its color: neither
-    the name nor the color alone tells.
+    `fish` things have the name. With and without the red one, names and colors are the same: only
+    which thing has which color tells the answer.
     """
-    n = others + there
     while True:
         scene = make_scene(rng.random())
         name = rng.choice((*COMMON, *THEMES[scene.theme]))
         objects = sorted(scene.objects, key=lambda o: o.name != name)  # those of this name first
-        if len(objects) == 9 and objects[n].name != name:
+        if len(objects) == 9 and objects[fish].name != name:
             break
-    color, *colors = rng.sample(list(COLORS), len(COLORS))
-    for i, own in enumerate([color] * there + colors[:others]):
-        objects[i] = objects[i]._replace(name=name, color=own)
-    objects[n] = objects[n]._replace(color=color)
+    color, *others = rng.sample(list(COLORS), len(COLORS))
+    colors = [color, *others[:fish - 1], rng.choice(others)]  # the last one: of another thing
+    if not there:
+        colors[0], colors[-1] = colors[-1], colors[0]
+    for i, own in enumerate(colors):
+        objects[i] = objects[i]._replace(name=name if i < fish else objects[i].name, color=own)
     return scene._replace(objects=tuple(objects)), name, color
 
 
 @cache
 def look_alike_part(name, size):
-    """A Part that asks "Is there a red fish?" where there are 0 to 5 others, half of it yes, and
-    as a control "Is there a fish?", or an absent thing. Kind of question: (kind, others)."""
+    """A Part with two questions about each scene of look-alikes: "Is there a red fish?", and as a
+    control "Is there a fish?", or where there is no red one, a thing that is not there at all.
+
+    Half of the answers are yes. The kind of a question is ("exist_color" or "exist", fish).
+    """
     part, rng = Part([], [], [], [], ()), Random(f"look-alikes {name}")
-    for others, there, _ in product(OTHERS, (False, True), range(LOOK_ALIKES)):
-        scene, thing, color = look_alikes(others, there, rng)
+    for fish, there, _ in product(FISH, (False, True), range(LOOK_ALIKES)):
+        scene, thing, color = look_alikes(fish, there, rng)
         i = len(part.images)
         part.images.append(draw(scene, size))
-        absent = rng.choice([x for x in OBJECTS if x not in [o.name for o in scene.objects]])
+        present = {o.name for o in scene.objects}
+        likely = [x for x in (*COMMON, *THEMES[scene.theme]) if x not in present]
+        absent = rng.choice(likely or [x for x in OBJECTS if x not in present])
         for kind, asked in (("exist_color", f"{color} {thing}"),
                             ("exist", thing if there else absent)):
             question = exist_question(asked)
-            part.questions.append(Example(i, question, NO_YES[there], (kind, others)))
+            part.questions.append(Example(i, question, NO_YES[there], (kind, fish)))
     return part._replace(images=np.stack(part.images))

@@ -20,8 +20,8 @@ from model import Config
 
 ROOT = Path(compare.__file__).parent.parent
 TINY = [*driving.TINY, "--pretrain-steps", "4", "--sft-steps", "4"]
-LINE = {"row": "mma", "rate": 0.02, "seed": 0, "kinds": {}, "accuracy": 0.5, "commit": "abc",
-        "machine": "A"}  # without options, as lines were once
+LINE = {"row": "mma", "rate": compare.ROWS["mma"].rate, "seed": 0, "kinds": {}, "accuracy": 0.5,
+        "commit": "abc", "machine": "A"}  # without options, as lines were once
 
 
 @pytest.fixture
@@ -35,6 +35,7 @@ def run(tmp_path, monkeypatch):
         monkeypatch.setattr(train, name, value)
     monkeypatch.setattr(compare, "SCENES", 12)
     monkeypatch.setattr(variants, "LOOK_ALIKES", 2)
+    variants.look_alike_part.cache_clear()
     monkeypatch.chdir(tmp_path)
     return command
 
@@ -170,13 +171,17 @@ def test_one_way_captions_put_the_place_first_and_change_nothing_else():
     assert changed._replace(captions=part.captions) == part
 
 
-def test_look_alikes_share_the_name_or_the_color_and_half_of_them_are_there():
-    for others, there, seed in product(variants.OTHERS, (False, True), range(20)):
-        scene, name, color = variants.look_alikes(others, there, Random(seed))
-        colors = [o.color for o in scene.objects if o.name == name]
-        assert len(scene.objects) == len({o.place for o in scene.objects}) == 9
-        assert len({*colors}) == len(colors) == others + there and (color in colors) == there
-        assert color in [o.color for o in scene.objects if o.name != name]
+def test_look_alikes_have_the_same_names_and_colors_with_and_without_the_thing():
+    for fish, seed in product(variants.FISH, range(20)):
+        (scene, *thing), (other, *same) = (
+            variants.look_alikes(fish, there, Random(seed)) for there in (True, False))
+        assert thing == same and len({o.place for o in scene.objects}) == 9
+        for what in ("name", "color", "place"):
+            assert [sorted(getattr(o, what) for o in x.objects) for x in (scene, other)] == [
+                sorted(getattr(o, what) for o in scene.objects)] * 2
+        for x, there in ((scene, True), (other, False)):
+            colors = [o.color for o in x.objects if o.name == thing[0]]
+            assert len(colors) == fish and (thing[1] in colors) == there
     part = variants.look_alike_part("test", 32)
     count = Counter((e.kind, e.answer) for e in part.questions)
     assert {*count.values()} == {variants.LOOK_ALIKES} and len(count) == 2 * 2 * 6

@@ -1,5 +1,6 @@
 """The pictures of the README show what the code computes."""
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from data import Example
 from driving import write_lines
 from extras import figures
+from extras.variants import look_alikes
 from train import load
 
 ROOT = Path(figures.__file__).parent.parent
@@ -55,22 +57,29 @@ def results(monkeypatch):
 
 
 def heights(picture, color):
-    """The middle rows of pixels of a color at the left and at the right end of what has it."""
+    """The mean height of a color at the left and at the right end of its lines, in pixels."""
     there = (np.array(picture) == color).all(-1)
     columns = there.any(0).nonzero()[0]
     return [there[:, x].nonzero()[0].mean() for x in (columns[1], columns[-2])]
 
 
-def test_diagrams_show_the_median_over_others_and_the_steps_of_the_same_seeds(results):
+def test_diagrams_show_the_medians_of_seeds_that_have_all_rows(results):
     made_up = [("causal", 0, 0.9), ("causal", 1, 0.8), ("causal", 2, 0.75), ("mma", 0, 1.0),
-               ("causal-300", 0, 0.6), ("causal-300", 1, 0.7), ("mma-300", 0, 0.9),
-               ("causal-one-way", 0, 0.5)]
+               ("mma", 1, 1.0), ("mma", 2, 1.0), ("causal-one-way", 0, 0.5),
+               ("causal-300", 0, 0.4), ("causal-300", 1, 0.7), ("mma-300", 0, 0.9),
+               ("mma-300", 1, 0.9), ("causal-400", 0, 0.8), ("causal-400", 1, 0.8),
+               ("mma-400", 0, 0.9), ("mma-400", 1, 0.9), ("mma-400", 2, 0.5)]
     results(*({"row": row, "seed": seed, "accuracy": share,
-               "others": {"exist": [1] * 6, "exist_color": [1, *[share] * 5]}}
+               "fish": {"exist": [1] * 6, "exist_color": [1, *[share] * 5]}}
               for row, seed, share in made_up))
     look_alikes = figures.draw_look_alikes().crop((350, 70, 710, 400))  # without legend, control
-    steps = figures.draw_steps().crop((0, 70, 460, 400))
+    steps = figures.draw_steps().crop((0, 70, 460, 400))  # of seeds 0 and 1 alone
     assert heights(look_alikes, figures.COLORS[0]) == pytest.approx([20, 140], abs=4)  # 100, 80 %
     assert heights(look_alikes, figures.COLORS[1]) == pytest.approx([20, 20], abs=4)
-    assert heights(steps, figures.COLORS[0]) == pytest.approx([230, 110], abs=4)  # 65, 85 %
-    assert heights(steps, figures.COLORS[1]) == pytest.approx([80, 20], abs=4)
+    assert heights(steps, figures.COLORS[0]) == pytest.approx([290, 110], abs=4)  # 55 %, 85 %
+    assert heights(steps, figures.COLORS[1]) == pytest.approx([80, 20], abs=4)  # 90, 100 %
+
+
+def test_the_example_of_the_diagram_shows_a_red_fish():
+    scene, *thing = look_alikes(5, True, Random(figures.EXAMPLE))
+    assert thing == ["fish", "red"]

@@ -32,7 +32,7 @@ def last_logits(model, prompt, dataset_class):
     return model(**dataset.batch([0], prompts_only=True))[0, -1]
 
 
-def test_the_masks_of_both_sorts_of_layer_are_those_drawn_by_hand():
+def test_the_masks_of_both_kinds_of_layer_are_those_drawn_by_hand():
     model = Intervened(CONFIG, "mma")
     model.swapped = [1]
     modality = torch.tensor([[TEXT, IMAGE, IMAGE, OTHER, OTHER, TEXT, TEXT]])
