@@ -165,17 +165,18 @@ def draw_lines(pen, left, title, below, places, lines):
         return left + 50 + 330 * width, 390 - 600 * (max(share, 0.5) - 0.5)
 
     put(pen, left + 10, 40, title, 24)
+    lowest = 50 if min(min(line) for of_row in lines.values() for line in of_row) < 0.5 else None
     for percent in range(50, 101, 10):
         (x, y), (right, _) = point(places[0], percent / 100), point(places[-1], 0)
         pen.line((x, y, right, y), LINE, 2)
-        put(pen, x - 10, y, f"{'≤ ' * (percent == 50)}{percent}", anchor="rm")
+        put(pen, x - 10, y, "<=" * (percent == lowest) + str(percent), anchor="rm")
     for place in places:
         put(pen, point(place, 0)[0], 410, str(place), anchor="mm")
     put(pen, left + 215, 440, below, anchor="mm")
     for of_row, color in zip(lines.values(), COLORS):
         pale = tuple((part + 255) // 2 for part in color)
         for line in of_row:
-            pen.line([*map(point, places, line)], pale, 1, "curve")
+            pen.line([*map(point, places, line)], pale, 2, "curve")
     for of_row, color in zip(lines.values(), COLORS):  # above all runs
         pen.line([*map(point, places, map(median, zip(*of_row)))], color, 6, "curve")
 
