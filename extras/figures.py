@@ -217,6 +217,8 @@ def draw_steps():
     lines = {name: [[line["accuracy"] for line in seed] for seed in seeds]
              for name, seeds in runs.items()}
     draw_lines(pen, 20, "All questions: right, in %", "steps of fine-tuning", [*STEPS], lines)
+    for y, name, color in zip((330, 362), runs, COLORS):
+        put(pen, 400, y, f"{name}: {len(runs[name])} models", 20, color, "rm")
     return picture
 
 

@@ -140,7 +140,7 @@ def test_results_show_what_the_commands_print(monkeypatch, capsys):
         {"compare": compare.compare, "sound": sound.main}[module]()
         for part in capsys.readouterr().out.strip().split("\n\n"):
             assert part in text, words
-    assert len(commands) == 4
+    assert len(commands) == 5
 
 
 @pytest.mark.parametrize("row, positions", [
