@@ -29,7 +29,7 @@ This file needs torch alone: copy it into your own model. Shapes: B rows of a ba
 import torch
 
 PAD, TEXT, IMAGE = -1, 0, 1  # further modalities (audio, depth, ...) take the ids 2, 3, ...
-KINDS = ("causal", "image", "future", "prefix", "mma")
+KINDS = ("causal", "mma", "image", "future", "prefix")
 
 
 def attention_mask(modality, generated, attention="mma"):

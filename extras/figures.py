@@ -28,7 +28,8 @@ LINE = (235, 237, 240)
 GREEN, RED = (20, 120, 60), (200, 30, 30)
 EXAMPLE = 291  # seed of the scene that is drawn: five fish, one of them red
 STEPS = {300: "-300", 400: "-400", 600: ""}  # of fine-tuning -> end of the name of a row
-COLORS = ((213, 94, 0), (0, 114, 178))  # the color-blind can tell them apart (Okabe and Ito)
+ORANGE, BLUE = (213, 94, 0), (0, 114, 178)  # the color-blind can tell them apart (Okabe and Ito)
+COLORS = ((115, 120, 130), ORANGE)  # of causal and mma
 
 
 def table(rows):
@@ -134,8 +135,8 @@ def draw_sheet(*runs):
     picture_of = large(checkpoint["options"]["data"], parts[0])
     shares = [sum(text == e.answer for e, text in texts.items()) / len(texts) for texts in answers]
     right = ", ".join(f"{run[0].attention} {share:.1%}" for run, share in zip(runs, shares))
-    words = (f"{len(chosen)} pictures, a question about each. Right answers to all "
-             f"{len(answers[0]):,} questions: {right}. Bright: where the answer looks.")
+    words = (f"{len(chosen)} pictures, chosen to show a wrong answer, if there is one. Right answers "
+             f"to all {len(answers[0]):,} questions: {right}. Bright: where the answer looks.")
     width = 250 * (1 + len(runs))
     picture, pen = blank(2 * width + 60, 1190)
     put(pen, 20, 14, words, 20, anchor="la", letters=width // 5)
@@ -172,7 +173,7 @@ def draw_lines(pen, left, title, below, places, lines):
         put(pen, x - 10, y, "<=" * (percent == lowest) + str(percent), anchor="rm")
     for place in places:
         put(pen, point(place, 0)[0], 410, str(place), anchor="mm")
-    put(pen, left + 215, 440, below, anchor="mm")
+    put(pen, left + 215, 440, f"{below}   (thin: a model, thick: the median)", 16, anchor="mm")
     for of_row, color in zip(lines.values(), COLORS):
         pale = tuple((part + 255) // 2 for part in color)
         for line in of_row:
@@ -218,7 +219,7 @@ def draw_steps():
              for name, seeds in runs.items()}
     draw_lines(pen, 20, "All questions: right, in %", "steps of fine-tuning", [*STEPS], lines)
     for y, name, color in zip((330, 362), runs, COLORS):
-        put(pen, 400, y, f"{name}: {len(runs[name])} models", 20, color, "rm")
+        put(pen, 390, y, f"{name}: {len(runs[name])} models", 20, color, "rm")
     return picture
 
 

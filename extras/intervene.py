@@ -18,7 +18,7 @@ from PIL import Image
 from data import (FIRST_SEED, NO_YES, OBJECTS, Dataset, Example, draw, exist_question, make_scene,
                   make_world, unambiguous)
 from eval_pope import ask
-from extras.figures import COLORS, INK, blank, put, table, write
+from extras.figures import BLUE, INK, ORANGE, blank, put, table, write
 from mma import IMAGE, PAD, TEXT, attention_mask
 from model import MultimodalGPT
 from train import load, pick_device
@@ -128,13 +128,14 @@ def draw_example(found, example):
     picture.paste(Image.fromarray(draw(scene, 250)), (20, 20))
     (a, b), (right_a, right_b) = pair.prompt, pair.answer
     share = found["layer 1"]["color"][0]
-    lines = [("The text asks", b, f"(right: {right_b})", COLORS[1]),
-             ("In layer 1 the image tokens see", a, f"(right: {right_a})", COLORS[0]),
-             ("The model says", text, "", {right_a: COLORS[0], right_b: COLORS[1]}.get(text, INK))]
+    lines = [("The text asks", b, f"(right: {right_b})", BLUE),
+             ("In layer 1 the image tokens see", a, f"(right: {right_a})", ORANGE),
+             ("The model says", text, "", {right_a: ORANGE, right_b: BLUE}.get(text, INK))]
     for n, (who, says, right, color) in enumerate(lines):
         put(pen, 300, 36 + 78 * n, who, 20)
         put(pen, 300, 68 + 78 * n, f"{says}  {right}", 26, color)
-    put(pen, 300, 262, f"It answers what the image tokens see in {share:.0%} of such pairs.", 20)
+    about = f"In {share:.0%} of such questions about colors it answers what the image tokens see."
+    put(pen, 300, 262, about, 20)
     return picture
 
 

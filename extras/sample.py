@@ -4,9 +4,9 @@
     python -m extras.sample runs/causal-seed0 runs/mma-seed0   several, side by side
     python -m extras.sample --image photo.jpg --question "Is there a boat in the image?"
 
-Without one it asks the two models of results/. What is asked about is in sample.png,
-and after an answer so is where it looks: the brighter an image token, the more of the attention of
-the answer it gets.
+If there is no finished run it asks the two models of results/. The picture is in sample.png; after
+each answer it also shows where the model looked: the brighter an image token, the more of the
+attention of the answer it gets.
 """
 import re
 import sys
@@ -139,7 +139,7 @@ def main():
         show(options.out, pictures[:1], [""])
     except (OSError, ValueError) as error:  # ValueError: no picture format has this ending
         raise SystemExit(f"--out {options.out}: cannot be written ({error})")
-    print(f"The picture is in {options.out}; after an answer so is where it looks (bright).")
+    print(f"The picture is in {options.out}; after an answer it shows where the model looked, too.")
     if not options.question:
         introduce(runs[0])
         print("Try:", *to_try, sep="\n  ")

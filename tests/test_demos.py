@@ -16,8 +16,8 @@ def test_mma_draws_the_mask_of_the_documentation(capsys):
     mma.main()
     drawn = [line.split() for line in capsys.readouterr().out.splitlines()]
     documented = [line.split()[:14] for line in mma.__doc__.splitlines() if "# " in line]
-    head = drawn.index(["mma"])
-    assert [line[:14] for line in drawn[head + 1:head + 14]] == documented
+    assert drawn[2] == ["causal", "mma"]
+    assert [[line[0], *line[14:]] for line in drawn[3:16]] == documented
     hidden = [["." if sign == "o" else sign for sign in line] for line in documented]
     assert [line[:14] for line in drawn[3:16]] == hidden  # causal
 
