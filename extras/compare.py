@@ -143,12 +143,12 @@ def arguments(rows, description, figures):
     """The command line as a namespace; `words` are those after --."""
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("name", help="of the experiment: its lines are in results/NAME.jsonl")
-    add("--seeds", nargs="+", type=int, default=[], help="to train (default: none)")
+    add("name", help="name of the experiment: its lines are in results/NAME.jsonl")
+    add("--seeds", nargs="+", type=int, default=[], help="seeds to train (default: none)")
     add("--rows", nargs="+", choices=rows, metavar="ROW",
-        help=f"{', '.join(rows)} (default: train causal and mma, print all)")
+        help=f"{', '.join(rows)}, see ROWS (default: train causal and mma, print all)")
     add("--rates", nargs="+", type=float, metavar="RATE",
-        help="of fine-tuning (default: train at those of the rows, print all)")
+        help="learning rates of fine-tuning (default: train at those of ROWS, print all)")
     add("--figures", nargs="+", metavar="FIGURE", default=figures,
         help=f"columns of the table, as far as they are known (default: {', '.join(figures)})")
     add("--validate", action="store_true", help="ask about validation scenes, to find a rate")
