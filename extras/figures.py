@@ -135,9 +135,8 @@ def draw_sheet(*runs):
     picture_of = large(checkpoint["options"]["data"], parts[0])
     shares = [sum(text == e.answer for e, text in texts.items()) / len(texts) for texts in answers]
     right = ", ".join(f"{run[0].attention} {share:.1%}" for run, share in zip(runs, shares))
-    words = (f"{len(chosen)} pictures, chosen to show a wrong answer, if there is one. Right "
-             f"answers to all {len(answers[0]):,} questions: {right}. Bright: where the answer "
-             "looks.")
+    words = (f"{len(chosen)} pictures, chosen to show mistakes, too. Right answers to all "
+             f"{len(answers[0]):,} questions: {right}. Bright: where the answer looks.")
     width = 250 * (1 + len(runs))
     picture, pen = blank(2 * width + 60, 1190)
     put(pen, 20, 14, words, 20, anchor="la", letters=width // 5)
