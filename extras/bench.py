@@ -54,9 +54,8 @@ def figures(trainer):
     yield row("sft: time of a step, mma / causal", mma / causal)
     for rows in (1, 64):
         prompts = trainer.data.batch(range(rows), trainer.device, prompts_only=True)
-        with train.autocast(trainer.device):
-            [seconds] = alternately(
-                [lambda: model.generate(**prompts, max_new_tokens=NEW, end=-1)], 3)
+        [seconds] = alternately(
+            [lambda: model.generate(**prompts, max_new_tokens=NEW, end=-1)], 3)
         yield row(f"generation, batch of {rows}: tokens per second", rows * NEW / seconds)
 
 

@@ -111,6 +111,11 @@ def origin(device):
     return {"commit": commit, "machine": machine}
 
 
+def shares_of(line):
+    """All that a line of results/NAME.jsonl says, by name."""
+    return line | line["kinds"] | {"all questions": line["accuracy"]}
+
+
 def summary(lines, figures=FIGURES):
     """Lines of results/NAME.jsonl -> Markdown: a table with a row per (row, rate), and its key.
 
@@ -119,10 +124,8 @@ def summary(lines, figures=FIGURES):
     """
     groups = defaultdict(dict)  # (row, rate) -> seed -> figure -> share of right answers
     for line in lines:
-        shares = line | line["kinds"] | {"all questions": line["accuracy"]}
-        groups[line["row"], line["rate"]][line["seed"]] = shares
-    known = set.intersection(*(set(run) for group in groups.values() for run in group.values()))
-    figures = [figure for figure in figures if figure in known]
+        groups[line["row"], line["rate"]][line["seed"]] = shares_of(line)
+    figures = [name for name in figures if all(name in shares_of(line) for line in lines)]
     first = next(iter(groups.values()))
     rows = []
     for (name, rate), group in groups.items():
@@ -196,6 +199,9 @@ def compare(rows=ROWS, measure=measure_world, description=__doc__, parts=train.l
     lines.sort(key=lambda line: order.index(line["row"]))
     if not lines:
         raise SystemExit(f"{path}: no such run yet; --seeds 0 trains some")
+    for name in options.figures:
+        if name not in figures and any(name not in shares_of(line) for line in lines):
+            raise SystemExit(f"--figures: {path} has no {name!r} in all of these rows")
     print(summary(lines, options.figures))
 
 

@@ -186,7 +186,9 @@ def of_rows(*ends):
     """Runs of results/default.jsonl: dict of causal and mma -> a list for each seed: its line of
     each row with this name and one of these ends. Seeds that lack one are left out."""
     line_of = {}
-    for _, line in read_lines("results/default.jsonl"):
+    for where, line in read_lines("results/default.jsonl"):
+        if (line["row"], line["seed"]) in line_of:
+            raise SystemExit(f"{where}: the row and seed of another line, at another rate?")
         line_of[line["row"], line["seed"]] = line
     wanted = {name: [name + end for end in ends] for name in ("causal", "mma")}
     seeds = [seed for row, seed in line_of if row == "causal" and all(

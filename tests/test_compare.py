@@ -13,7 +13,7 @@ import torch
 import driving
 import eval_pope
 import train
-from data import FIRST_SEED, make_scene, make_world
+from data import FIRST_SEED, make_scene, make_world, read_lines
 from extras import compare, sound, variants
 from mma import IMAGE, PAD, TEXT
 from model import Config
@@ -37,7 +37,8 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(variants, "LOOK_ALIKES", 2)
     variants.look_alike_part.cache_clear()
     monkeypatch.chdir(tmp_path)
-    return command
+    yield command
+    variants.look_alike_part.cache_clear()
 
 
 def lines(name):
@@ -110,6 +111,7 @@ def test_rates_are_tried_on_validation_scenes_in_a_file_of_their_own(run):
     figures = eval_pope.ask_own(model, make_world("val", 12))
     assert lines("tiny-rates")[1]["accuracy"] == figures["accuracy"]
     assert model[2]["options"]["sft_lr"] == 0.5 and not Path("results/tiny.jsonl").exists()
+    driving.refused("has no 'exits' in all", run, *"tiny --validate --figures exits".split())
     for words in ([], ["--validate", "--rates", "0.2"], ["--validate", "--rows", "cca"]):
         driving.refused("no such run yet", run, "tiny", *words)
 
@@ -185,3 +187,12 @@ def test_look_alikes_have_the_same_names_and_colors_with_and_without_the_thing()
     part = variants.look_alike_part("test", 32)
     count = Counter((e.kind, e.answer) for e in part.questions)
     assert {*count.values()} == {variants.LOOK_ALIKES} and len(count) == 2 * 2 * 6
+
+
+def test_the_rate_of_a_row_in_results_is_that_of_the_row():
+    for name, rows in (("default", compare.ROWS), ("sound", sound.ROWS)):
+        first = {}  # row -> the rate that comes first, which is its best
+        for _, line in read_lines(ROOT / f"results/{name}.jsonl"):
+            first.setdefault(line["row"], line["rate"])
+            assert name == "sound" or line["rate"] == rows[line["row"]].rate
+        assert all(first[row] == rows[row].rate for row in ("causal", "mma"))
