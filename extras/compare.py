@@ -24,7 +24,7 @@ import train
 from data import make_world, read_folder, read_lines
 from eval_pope import SPLITS, ask, ask_own
 from extras.figures import table
-from extras.variants import CCA, FISH, OneWay, look_alike_part
+from extras.variants import FISH, OneWay, look_alike_part
 
 # words: options of train.py. rate: of fine-tuning. For causal and mma it is the best one on
 # validation scenes, by the mean over the kinds of question (results/default-rates.jsonl); other
@@ -39,7 +39,6 @@ ROWS = {
     "prefix": Row("--attention prefix", 0.03),
     "text-first": Row("--attention causal --order text-first", 0.03),
     "text-twice": Row("--attention causal --order text-twice", 0.03),
-    "cca": Row("--attention causal", 0.005, CCA),
     "causal-one-way": Row("--attention causal", 0.005, OneWay),
     "mma-one-way": Row("--attention mma", 0.03, OneWay),
 }

@@ -1,50 +1,16 @@
-"""Another mask, other captions, and scenes of look-alikes. `compare.py` uses them.
-
-Each class overrides one thing: `MultimodalGPT.mask` and `positions`, or the data of a `Trainer`.
-"""
+"""Other captions, and scenes of look-alikes. `compare.py` uses them."""
 from functools import cache
 from itertools import product
 from random import Random
 
 import numpy as np
-import torch
 
 from data import (COLORS, COMMON, NO_YES, OBJECTS, PLACES, THEMES, Example, Part, draw,
                   exist_question, make_scene)
-from mma import IMAGE, TEXT, attention_mask
-from model import MultimodalGPT
 from train import Trainer
 
 FISH = range(1, 7)  # things of the name that is asked for, in scenes of look-alikes
 LOOK_ALIKES = 200  # scenes for each number of FISH and each answer
-
-
-class CCAModel(MultimodalGPT):
-    """Concentric causal attention (arXiv 2410.15926): pictures are read ring by ring, inward."""
-
-    def positions(self, modality):
-        """(B, T): the tokens of a ring share a position; the text goes on after the last ring."""
-        n = self.config.image_tokens
-        line = torch.arange(round(n ** 0.5), device=modality.device)
-        to_border = line.minimum(line.flip(0))
-        ring = to_border[:, None].minimum(to_border).flatten()  # (n,)
-        text, image = (modality == TEXT).long(), (modality == IMAGE).long()
-        text_before = text.cumsum(1) - text
-        image_before = image.cumsum(1) - image
-        pictures_before = image_before // n
-        within = ring[image_before % n] * image
-        return text_before + pictures_before * (ring.max() + 1) + within
-
-    def mask(self, modality, generated):
-        """(B, 1, T, T): a token sees all that is not at a later position."""
-        at = self.positions(modality)
-        later = at[:, None, :] > at[:, :, None]
-        return attention_mask(modality, generated, "image") & ~later[:, None]
-
-
-class CCA(Trainer):
-    """Both stages under concentric causal attention."""
-    model_class = CCAModel
 
 
 class OneWay(Trainer):

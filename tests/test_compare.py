@@ -1,4 +1,4 @@
-"""The comparison: runs from one start, lines in a file, their table; and the rows beyond mma.py."""
+"""The comparison: runs from one start, lines in a file, their table; and what its rows are made of."""
 import json
 import re
 import sys
@@ -15,8 +15,6 @@ import eval_pope
 import train
 from data import FIRST_SEED, make_scene, make_world, read_lines
 from extras import compare, sound, variants
-from mma import IMAGE, PAD, TEXT
-from model import Config
 
 ROOT = Path(compare.__file__).parent.parent
 TINY = [*driving.TINY, "--pretrain-steps", "4", "--sft-steps", "4"]
@@ -45,8 +43,7 @@ def lines(name):
     return list(map(json.loads, open(f"results/{name}.jsonl")))
 
 
-@pytest.mark.parametrize("rows", [
-    ["text-first", "mma"], ["cca"], ["causal-one-way", "mma-one-way"]])
+@pytest.mark.parametrize("rows", [["text-first", "mma"], ["causal-one-way", "mma-one-way"]])
 def test_interrupted_rows_share_a_pre_training_and_end_as_runs_of_train_py(
         rows, run, monkeypatch, capsys):
     step, done, stops = train.Trainer.train_step, [], [2, 5]
@@ -112,7 +109,7 @@ def test_rates_are_tried_on_validation_scenes_in_a_file_of_their_own(run):
     assert lines("tiny-rates")[1]["accuracy"] == figures["accuracy"]
     assert model[2]["options"]["sft_lr"] == 0.5 and not Path("results/tiny.jsonl").exists()
     driving.refused("has no 'exits' in all", run, *"tiny --validate --figures exits".split())
-    for words in ([], ["--validate", "--rates", "0.2"], ["--validate", "--rows", "cca"]):
+    for words in ([], ["--validate", "--rates", "0.2"], ["--validate", "--rows", "image"]):
         driving.refused("no such run yet", run, "tiny", *words)
 
 
@@ -145,24 +142,6 @@ def test_results_show_what_the_commands_print(monkeypatch, capsys):
     assert len(commands) == 5
 
 
-@pytest.mark.parametrize("row, positions", [
-    ("uiiiiiiiiiiiiiiiiqqa",
-     "01111122112211111345"),
-    ("uqqiiiiiiiiiiiiiiiisa",
-     "012333334433443333356"),
-    ("--uiiiiiiiiiiiiiiiiqaiiiiiiiiiiiiiiiiqa",
-     "000111112211221111134555556655665555578")])
-def test_concentric_attention_goes_from_ring_to_ring(row, positions):
-    modality = torch.tensor([[{"i": IMAGE, "-": PAD}.get(c, TEXT) for c in row]])
-    model = variants.CCAModel(Config(300, width=32, heads=2, layers=1, vit_layers=1))
-    assert "".join(map(str, model.positions(modality)[0].tolist())) == positions
-    mask = model.mask(modality, modality == 9)[0, 0]
-    for q in range(len(row)):
-        for k in range(len(row)):
-            wanted = positions[k] <= positions[q] and "-" not in row[q] + row[k]
-            assert mask[q, k] == (wanted or q == k), (q, k)
-
-
 def test_one_way_captions_put_the_place_first_and_change_nothing_else():
     part = make_world("val", 40)
     changed = variants.one_way(part)
@@ -189,7 +168,9 @@ def test_look_alikes_have_the_same_names_and_colors_with_and_without_the_thing()
     assert {*count.values()} == {variants.LOOK_ALIKES} and len(count) == 2 * 2 * 6
 
 
-def test_the_rate_of_a_row_in_results_is_that_of_the_row():
+def test_the_rate_of_a_row_is_that_of_its_lines_in_results_and_the_default_of_train_py():
+    for row in ("causal", "mma", "image"):
+        assert train.parse(["--attention", row]).sft_lr == compare.ROWS[row].rate
     for name, rows in (("default", compare.ROWS), ("sound", sound.ROWS)):
         first = {}  # row -> the rate that comes first, which is its best
         for _, line in read_lines(ROOT / f"results/{name}.jsonl"):

@@ -77,6 +77,13 @@ def test_muon_takes_the_steps_of_torch_but_for_rounding(shape):
     assert (ours - 1).abs().mean() > 0.05  # they have moved
 
 
+@pytest.mark.parametrize("words, rate", [
+    ("", 0.03), ("--attention mma", 0.03), ("--attention causal", 0.005),
+    ("--attention causal --preset photos", 0.02), ("--attention causal --sft-lr 0.1", 0.1)])
+def test_an_attention_has_its_own_rate_unless_another_is_given(words, rate):
+    assert train.parse(words.split()).sft_lr == rate
+
+
 def test_the_learning_rate_rises_stays_and_falls_linearly_to_zero(tiny):
     trainer = tiny("--pretrain-steps", 100, "--pretrain-lr", 0.04)
     factors = {0: 1 / 20, 9: 1 / 2, 19: 1, 20: 1, 50: 1, 70: 1, 85: 1 / 2, 97: 1 / 10, 99: 1 / 30}
