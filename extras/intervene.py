@@ -4,8 +4,8 @@
 
 There are two questions A and B about a picture, such as "What color is the cup?" and "What color
 is the fish?". The text sees B alone. Image tokens see B as well, but A in its place in some layers.
-Which question is answered? It prints a table per run, and draws an example of the last run in
-results/swap.png.
+Which question is answered? It prints one table for all runs, and draws an example of the last run
+in results/swap.png.
 """
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import defaultdict
@@ -24,9 +24,7 @@ from model import MultimodalGPT
 from train import load, pick_device
 
 OTHER = 2  # the modality of the tokens of question A
-KINDS = {"exist": "Is there a fish?", "exist_color": "Is there a red fish?",  # with an example
-         "color": "What color is the fish?", "where": "Where is the fish?",
-         "where_color": "Where is the red fish?", "what": "What is at top-left?"}
+KINDS = "exist", "color", "where", "what", "exist_color", "where_color"  # columns of the table
 SCENES = 500  # of validation
 
 
@@ -94,8 +92,8 @@ def pairs_of_questions(scenes):
 def ask_run(path):
     """A run -> (found, example).
 
-    found: which layers see A -> dict: kind -> shares of A's and of B's answer. example: a pair of
-    questions about a color and the answer when layer 1 saw A; one answered for A, if there is any.
+    found: which layers see A -> dict: kind -> share of answers to A. example: a pair of questions
+    about a color and the answer when layer 1 saw A; one answered for A, if there is any.
     """
     run = model, _, checkpoint = load(path, pick_device(), Intervened)
     options = checkpoint["options"]
@@ -109,14 +107,14 @@ def ask_run(path):
     found = {}
     for name, layers_of_a in swapped.items():
         model.swapped = layers_of_a
-        right = defaultdict(list)  # kind -> for each pair, whether it is answered for A, and for B
+        right = defaultdict(list)  # kind -> for each pair, whether it is answered for A
         given = ask(run, part, TwoQuestions)
         if name == "layer 1":
             example = max((x for x in given if x[0].kind == "color"),
                           key=lambda x: x[1] == x[0].answer[0])
         for pair, text in given:
-            right[pair.kind].append([text == answer for answer in pair.answer])
-        found[name] = {kind: np.mean(right[kind], axis=0) for kind in KINDS}
+            right[pair.kind].append(text == pair.answer[0])
+        found[name] = {kind: np.mean(right[kind]) for kind in KINDS}
     return found, example
 
 
@@ -127,7 +125,7 @@ def draw_example(found, example):
     scene = make_scene(FIRST_SEED["val"] + pair.picture)
     picture.paste(Image.fromarray(draw(scene, 250)), (20, 20))
     (a, b), (right_a, right_b) = pair.prompt, pair.answer
-    share = found["layer 1"]["color"][0]
+    share = found["layer 1"]["color"]
     lines = [("The text asks", b, f"(right: {right_b})", BLUE),
              ("In layer 1 the image tokens see", a, f"(right: {right_a})", ORANGE),
              ("The model says", text, "", {right_a: ORANGE, right_b: BLUE}.get(text, INK))]
@@ -143,14 +141,15 @@ def main():
     """The command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="runs of --attention mma in the picture world")
-    for path in parser.parse_args().runs:
-        found, example = ask_run(path)
-        rows = []
-        for layers, shares in found.items():
-            cells = {kind: "{:.0%} {:.0%}".format(*shares[kind]) for kind in KINDS}
-            rows.append({"A in": layers, **cells})
-        print(f"\n{path}: share of answers to A, and to B\n\n{table(rows)}")
-    write(draw_example(found, example), "results/swap.png")
+    runs = [ask_run(path) for path in parser.parse_args().runs]
+    rows = []
+    for layers in runs[0][0]:
+        rows.append({"A in": layers})
+        for kind in KINDS:
+            shares = sorted(round(100 * found[layers][kind]) for found, _ in runs)
+            rows[-1][kind] = " to ".join(map(str, dict.fromkeys((shares[0], shares[-1]))))
+    print(f"Answers to A, in %; lowest to highest of {len(runs)} runs\n\n{table(rows)}")
+    write(draw_example(*runs[-1]), "results/swap.png")
 
 
 if __name__ == "__main__":

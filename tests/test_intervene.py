@@ -1,4 +1,5 @@
 """What is changed in a trained model is what the interventions say, and nothing else."""
+import re
 from pathlib import Path
 
 import pytest
@@ -65,13 +66,13 @@ def test_a_run_becomes_a_table_and_a_picture(tiny, monkeypatch, capsys):
 
     trainer = tiny("--layers", 2, "--name", "one")
     Path("results").mkdir()
-    monkeypatch.setattr("sys.argv", ["intervene", "runs/one"])
+    monkeypatch.setattr("sys.argv", ["intervene", "runs/one", "runs/one"])
     monkeypatch.setattr(intervene, "SCENES", 20)
     monkeypatch.setattr("eval_pope.answer", answer_a)
     refused("not fine-tuned", intervene.main)
     trainer.begin("sft")
     trainer.save()
     intervene.main()
-    rows = capsys.readouterr().out.split("\n")
-    assert [row.count("100% 0%") for row in rows if row.startswith("| ")][2:] == [0, 6, 6, 6]
+    rows = [re.split(" +[|] ?", row) for row in capsys.readouterr().out.split("\n")]
+    assert [row[1:-1] for row in rows if len(row) > 1][2:] == [["0"] * 6, *[["100"] * 6] * 3]
     assert Path("results/swap.png").exists()
