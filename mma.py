@@ -109,29 +109,18 @@ def check(modality, generated):
         raise ValueError("a position is generated, but not TEXT: only text is generated")
 
 
-def example():
-    """A question about four image tokens, and its answer: (names, modality, generated).
-
-    names: a text for each of the T positions. modality, generated: (1, T), see `attention_mask`.
-    """
+def main():
+    """Draw the masks of a question about four image tokens, and its answer."""
+    print("Row: the token that looks. #: seen, o: seen, but not under the causal mask, .: hidden")
     names = "<user> img img img img is there a cat ? <assistant> yes <eos>".split()
     modality = torch.tensor([[IMAGE if name == "img" else TEXT for name in names]])
-    return names, modality, torch.arange(len(names))[None] > names.index("<assistant>")
-
-
-def main():
-    """Draw the masks of the example; o: seen under this mask, but not under the causal one."""
-    print("Row: the token that looks. #: seen, o: seen, but not under the causal mask, .: hidden")
-    names, modality, generated = example()
-    signs = {}  # kind of attention -> for each position, what it sees
+    generated = torch.arange(len(names))[None] > names.index("<assistant>")
+    causal = attention_mask(modality, generated, "causal")[0, 0].int()
     for attention in KINDS:
-        mask, causal = (attention_mask(modality, generated, kind)[0, 0].int()
-                        for kind in (attention, "causal"))
-        signs[attention] = [" ".join(".o#"[x] for x in row) for row in (mask + causal).tolist()]
-    for pair in (KINDS[i:i + 2] for i in range(0, len(KINDS), 2)):
-        print(f"\n{'':18}" + "".join(f"{attention:28}" for attention in pair))
-        for t, name in enumerate(names):
-            print(f"{name:>16}  " + "   ".join(signs[attention][t] for attention in pair))
+        print(f"\n{attention}:")
+        mask = attention_mask(modality, generated, attention)[0, 0].int()
+        for name, row in zip(names, (mask + causal).tolist()):
+            print(f"{name:>16}  {' '.join('.o#'[seen] for seen in row)}")
 
 
 if __name__ == "__main__":
