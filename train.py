@@ -47,7 +47,7 @@ OPTIONS = {  # name: (default, meaning)
     "name": (None, "folder under runs/, in place of ATTENTION-seedSEED"),
     "device": (None, "cpu, cuda, mps, ... in place of the best there is"),
     "preset": ("tiny", "base: sizes for a GPU; photos: for photographs in --data"),
-    "keep-decoder": (False, "one decoder in both stages, in place of a new one in sft"),
+    "keep-decoder": (False, "one decoder in both stages; --sft-lr 0.02 suits it best"),
     "train-vit": (False, "train the ViT in fine-tuning, too"),
     "augment": (False, "flip and crop pictures at random in pretrain"),
     "seed": (0, "of the weights, the questions and the batches"),

@@ -26,10 +26,10 @@ from eval_pope import SPLITS, ask, ask_own
 from extras.figures import table
 from extras.variants import FISH, OneWay, look_alike_part
 
-# words: options of train.py. rate: of fine-tuning. For causal and mma it is the best one on
-# validation scenes, by the mean over the kinds of question (results/default-rates.jsonl); other
-# rows take that of the one that is more like them. trainer: of both stages; rows with the same one
-# share their pre-training.
+# words: options of train.py. rate: of fine-tuning. For causal and mma, one-way or not, it is the
+# best one on validation scenes, by the mean over the kinds of question
+# (results/default-rates.jsonl); other rows take that of the one that is more like them. trainer: of
+# both stages; rows with the same one share their pre-training.
 Row = namedtuple("Row", "words rate trainer", defaults=(train.Trainer,))
 ROWS = {
     "causal": Row("--attention causal", 0.005),
@@ -39,7 +39,7 @@ ROWS = {
     "prefix": Row("--attention prefix", 0.03),
     "text-first": Row("--attention causal --order text-first", 0.03),
     "text-twice": Row("--attention causal --order text-twice", 0.03),
-    "causal-one-way": Row("--attention causal", 0.005, OneWay),
+    "causal-one-way": Row("--attention causal", 0.01, OneWay),
     "mma-one-way": Row("--attention mma", 0.03, OneWay),
 }
 ROWS |= {f"{row}-{steps}": Row(f"{ROWS[row].words} --sft-steps {steps}", ROWS[row].rate)

@@ -178,7 +178,7 @@ class TextEdges(Sound):
             return super().mask(modality.clamp(max=IMAGE), generated)
 
 
-WORDS = "--batch-size 96 --pretrain-steps 800 --sft-steps 1600 --attention"
+WORDS = "--sft-steps 1200 --attention"
 ROWS = {
     "causal": Row(f"{WORDS} causal", 0.005, Sound),
     "image": Row(f"{WORDS} image", 0.005, Sound),
