@@ -47,7 +47,7 @@ OPTIONS = {  # name: (default, meaning)
     "name": (None, "folder under runs/, in place of ATTENTION-seedSEED"),
     "device": (None, "cpu, cuda, mps, ... in place of the best there is"),
     "preset": ("tiny", "base: sizes for a GPU; photos: for photographs in --data"),
-    "keep-decoder": (False, "one decoder in both stages; --sft-lr 0.02 suits it best"),
+    "keep-decoder": (False, "one decoder in both stages, in place of a new one in sft"),
     "train-vit": (False, "train the ViT in fine-tuning, too"),
     "augment": (False, "flip and crop pictures at random in pretrain"),
     "seed": (0, "of the weights, the questions and the batches"),
@@ -63,7 +63,8 @@ OPTIONS = {  # name: (default, meaning)
     "pretrain-steps": (1200, "steps of the first stage"),
     "sft-steps": (600, "steps of the second stage"),
     "pretrain-lr": (0.02, "highest learning rate of Muon in pretrain"),
-    "sft-lr": (0.03, "highest learning rate of Muon in sft; of causal and image 0.005"),
+    "sft-lr": (0.03, "the same in sft; 0.005 if image tokens do not see the question, 0.02 with "
+               "--keep-decoder"),
     "save-every": (60.0, "seconds from one checkpoint to the next"),
 }
 PRESETS = {
@@ -71,11 +72,8 @@ PRESETS = {
     "base": dict(width=512, heads=8, layers=8, vit_layers=6, image_size=128, batch_size=128,
                  pretrain_steps=2000, sft_steps=1500),
     # Photographs take longer to see.
-    "photos": dict(augment=True, keep_decoder=True, layers=2, pretrain_steps=2400, sft_steps=600,
-                   sft_lr=0.02),
+    "photos": dict(augment=True, keep_decoder=True, layers=2, pretrain_steps=2400, sft_steps=600),
 }
-# Without the question in the image tokens a higher rate fails (results/README.md).
-OWN = {"causal": {"sft_lr": 0.005}, "image": {"sft_lr": 0.005}}  # defaults of an attention
 CHOICES = {"attention": KINDS, "order": ("image-first", "text-first", "text-twice"),
            "preset": PRESETS}
 
@@ -94,8 +92,9 @@ def parse(words=None):
                                 help=f"{meaning} (default: {default})")
     given = vars(parser.parse_args(words))
     defaults = {name.replace("-", "_"): default for name, (default, _) in OPTIONS.items()}
-    options = (defaults | OWN.get(given.get("attention"), {})
-               | PRESETS[given.get("preset", "tiny")] | given)
+    options = defaults | PRESETS[given.get("preset", "tiny")] | given
+    if "sft_lr" not in given:
+        options["sft_lr"] = best_rate(**options)
     if "resume" in given and given.keys() - {"resume", "device", "data"}:
         parser.error("--resume takes only --device and --data, where these have moved")
     fixed = [*SIZES, "layers"] if options["keep_decoder"] else SIZES
@@ -111,6 +110,14 @@ def parse(words=None):
     if options.image_size % PATCH:
         parser.error(f"--image-size must be a multiple of {PATCH}")
     return options
+
+
+def best_rate(attention, order, keep_decoder, **_):
+    """The default of --sft-lr: the best rate on validation scenes in the default sizes."""
+    if keep_decoder:
+        return 0.02
+    question_unseen = order == "image-first" and attention in ("causal", "image")
+    return 0.005 if question_unseen else 0.03  # seen by image tokens; unseen, more is too much
 
 
 def pick_device(name=None):

@@ -87,8 +87,9 @@ def known(annotations, part, instances):
         questions = read(annotations / beside)["questions"]
         text_of = {x["question_id"]: x["question"] for x in questions}
         for x in read(path)["annotations"]:
-            line = {"question": text_of[x["question_id"]], "answer": x["multiple_choice_answer"]}
-            yield x["image_id"], line | {"kind": "vqa"}
+            texts = text_of[x["question_id"]], x["multiple_choice_answer"]
+            question, answer = (" ".join(text.split()) for text in texts)
+            yield x["image_id"], {"question": question, "answer": answer, "kind": "vqa"}
 
 
 def convert(annotations, part, there, asked=()):
@@ -98,13 +99,14 @@ def convert(annotations, part, there, asked=()):
     nothing is left.
     """
     instances = read(annotations / f"instances_{part}.json")
-    file_of = {x["id"]: f"{part}/{x['file_name']}" for x in instances["images"]
-               if x["file_name"] in there and number(x["file_name"]) not in asked}
+    found = [x for x in instances["images"] if x["file_name"] in there]
+    file_of = {x["id"]: f"{part}/{x['file_name']}" for x in found
+               if number(x["file_name"]) not in asked}
     lines = [json.dumps({"image": file_of[picture], **line}) + "\n"
              for picture, line in known(annotations, part, instances)
              if picture in file_of and all(line.values())]
-    print(f"{part}: {len(lines):,} lines about {len(file_of):,} of {len(there):,} pictures"
-          f"{' (not those that POPE asks about)' if asked else ''}")
+    print(f"{part}: {len(lines):,} lines about {len(file_of):,} pictures; left out: "
+          f"{len(found) - len(file_of)} that POPE asks about, {len(there) - len(found)} unknown")
     if not lines:
         raise SystemExit(f"{annotations}: nothing is written, there is no line about {part}")
     return lines

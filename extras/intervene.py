@@ -103,7 +103,7 @@ def ask_run(path):
     part = make_world("val", SCENES, 0, model.config.image_size)
     part = part._replace(questions=list(pairs_of_questions(scenes)))
     layers = [*range(model.config.layers)]
-    swapped = {"no layer": [], "layer 1": [0], "layers 2 and on": layers[1:], "all layers": layers}
+    swapped = {"layer 1": layers[:1], "layers 2 and on": layers[1:]}
     found = {}
     for name, layers_of_a in swapped.items():
         model.swapped = layers_of_a
@@ -148,7 +148,7 @@ def main():
         for kind in KINDS:
             shares = sorted(round(100 * found[layers][kind]) for found, _ in runs)
             rows[-1][kind] = " to ".join(map(str, dict.fromkeys((shares[0], shares[-1]))))
-    print(f"Answers to A, in %; lowest to highest of {len(runs)} runs\n\n{table(rows)}")
+    print(f"Answers to A, in % (lowest to highest run, of {len(runs)})\n\n{table(rows)}")
     write(draw_example(*runs[-1]), "results/swap.png")
 
 

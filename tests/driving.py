@@ -4,8 +4,6 @@ import json
 import pytest
 import torch
 
-import train
-
 FROM_NOTHING = "--width 32 --heads 2 --layers 1 --vit-layers 1 --pretrain-steps 10".split()
 FINE_TUNING = "--scenes 64 --batch-size 8 --sft-steps 10 --save-every 0 --device cpu".split()
 TINY = FROM_NOTHING + FINE_TUNING

@@ -45,7 +45,7 @@ def make_part(folder, part, first, captions=None, count=2, **instances):
 def test_both_parts_of_2014_are_written_as_the_trainer_reads_them(tmp_path, convert, capsys):
     for part, first in (("train2014", 1), ("val2014", 5), ("val2017", 7)):
         make_part(tmp_path, part, first)
-    questions = [{"question_id": 3, "question": "What is it?"}]
+    questions = [{"question_id": 3, "question": "What  is\nit?"}]
     annotate(tmp_path, "v2_OpenEnded_mscoco_val2014_questions", questions=questions)
     answer = {"question_id": 3, "image_id": 5, "multiple_choice_answer": "a dog"}
     empty = answer | {"multiple_choice_answer": ""}
@@ -53,7 +53,7 @@ def test_both_parts_of_2014_are_written_as_the_trainer_reads_them(tmp_path, conv
     annotate(tmp_path, "mscoco_val2014_annotations")  # of VQA v1
     convert()
     printed = capsys.readouterr().out  # says what is read
-    assert "val2014: 3 lines about 2 of 2 pictures\n" in printed
+    assert "val2014: 3 lines about 2 pictures; left out: 0 that POPE" in printed
     assert "v2_mscoco_val" in printed and "/mscoco_val" not in printed and "2017" not in printed
     train, val = read_folder(tmp_path, 16)
     told = [e for e in train.captions if "Picture" in e.answer]  # others are of objects
@@ -82,7 +82,7 @@ def test_pictures_that_pope_asks_about_are_left_out(tmp_path, convert, capsys, f
     (tmp_path / "pope").mkdir()
     write_lines(tmp_path / file, [{"image": "COCO_val2014_000000310196.jpg", "label": "yes"}] * 2)
     convert()
-    assert "1 lines about 1 of 2 pictures (not those that POPE" in capsys.readouterr().out
+    assert "about 1 pictures; left out: 1 that POPE asks about, 0 unk" in capsys.readouterr().out
     [line] = (tmp_path / "train.jsonl").read_text().splitlines()
     assert json.loads(line) == {"image": "train2017/" + NAME.format(310195),
                                 "objects": ["dog", "wine glass", "dog"]}

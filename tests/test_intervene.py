@@ -57,22 +57,24 @@ def test_question_a_comes_in_through_swapped_layers_alone(swapped):
         assert torch.allclose(both, other, rtol=1e-7) == (swapped == [])
 
 
-def test_a_run_becomes_a_table_and_a_picture(tiny, monkeypatch, capsys):
-    def answer_a(model, dataset):
-        """The answer of A wherever image tokens see it, or that of B."""
+def test_runs_become_a_table_of_their_range_and_a_picture(tiny, monkeypatch, capsys):
+    heard = ["A", "B", "B", "B"]  # by the first run in layer 1, in the others; by the second run
+
+    def answer(model, dataset):
         for pair in dataset.examples:
             assert pair.prompt[0] != pair.prompt[1] and pair.answer[0] != pair.answer[1]
-        return [pair.answer[model.swapped == []] for pair in dataset.examples]
+        question = "AB".index(heard.pop(0))
+        return [pair.answer[question] for pair in dataset.examples]
 
     trainer = tiny("--layers", 2, "--name", "one")
     Path("results").mkdir()
     monkeypatch.setattr("sys.argv", ["intervene", "runs/one", "runs/one"])
     monkeypatch.setattr(intervene, "SCENES", 20)
-    monkeypatch.setattr("eval_pope.answer", answer_a)
+    monkeypatch.setattr("eval_pope.answer", answer)
     refused("not fine-tuned", intervene.main)
     trainer.begin("sft")
     trainer.save()
     intervene.main()
-    rows = [re.split(" +[|] ?", row) for row in capsys.readouterr().out.split("\n")]
-    assert [row[1:-1] for row in rows if len(row) > 1][2:] == [["0"] * 6, *[["100"] * 6] * 3]
+    rows = [re.split(" +[|] ?", row)[1:-1] for row in capsys.readouterr().out.split("\n")]
+    assert [row for row in rows if row][2:] == [["0 to 100"] * 6, ["0"] * 6]
     assert Path("results/swap.png").exists()

@@ -78,9 +78,10 @@ def test_muon_takes_the_steps_of_torch_but_for_rounding(shape):
 
 
 @pytest.mark.parametrize("words, rate", [
-    ("", 0.03), ("--attention mma", 0.03), ("--attention causal", 0.005),
-    ("--attention causal --preset photos", 0.02), ("--attention causal --sft-lr 0.1", 0.1)])
-def test_an_attention_has_its_own_rate_unless_another_is_given(words, rate):
+    ("", 0.03), ("--attention image", 0.005), ("--preset base --attention causal", 0.005),
+    ("--preset photos", 0.02), ("--attention causal --keep-decoder", 0.02),
+    ("--attention causal --order text-first", 0.03), ("--attention causal --sft-lr 0.1", 0.1)])
+def test_fine_tuning_has_the_rate_that_suits_its_mask_unless_another_is_given(words, rate):
     assert train.parse(words.split()).sft_lr == rate
 
 
