@@ -139,7 +139,7 @@ def test_results_show_what_the_commands_print(monkeypatch, capsys):
         {"compare": compare.compare, "sound": sound.main}[module]()
         for part in capsys.readouterr().out.strip().split("\n\n"):
             assert part in text, words
-    assert len(commands) == 5
+    assert len(commands) == 8
 
 
 def test_one_way_captions_put_the_place_first_and_change_nothing_else():
