@@ -9,7 +9,7 @@ from collections import Counter, defaultdict, namedtuple
 from contextlib import suppress
 from functools import cache, partial
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePath
 from random import Random
 
 import numpy as np
@@ -306,24 +306,32 @@ KEYS = {"image", "question", "answer", "kind", "caption", "objects"}
 
 def read_lines(path):
     """A file of JSON lines -> yields (where: "FILE, line N", object as dict without nulls)."""
+    def unique(pairs):
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a key comes twice")
+        return {key: value for key, value in pairs if value is not None}
+
     where = path
     try:
         for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
             where = f"{path}, line {number}"
             if text := line.decode("utf-8-sig").strip():
-                entry = json.loads(text, parse_constant=lambda _: None)  # NaN, as null
+                entry = json.loads(text, object_pairs_hook=unique, parse_constant=lambda _: None)
                 if not isinstance(entry, dict):
                     raise ValueError(f"wanted is {{...}}, given is {text:.50}")
-                yield where, {key: entry[key] for key in entry if entry[key] is not None}
+                yield where, entry
     except (OSError, ValueError, RecursionError) as error:
         raise SystemExit(f"{where}: cannot be read as one JSON object ({error})")
 
 
 def check_line(where, line, wanted):
-    """SystemExit unless "image" and the `wanted` keys hold texts."""
+    """SystemExit unless `wanted` keys hold texts, and "image" names a file inside the folder."""
     for key in ("image", *wanted):
         if not isinstance(line.get(key), str):
             raise SystemExit(f'{where}: a text "{key}" is wanted; given: {line!r:.99}')
+    name = PurePath(line["image"])  # by its text alone: links may lead anywhere
+    if name.is_absolute() or ".." in name.parts:
+        raise SystemExit(f"{where}: {line['image']!r} is no file inside the folder")
 
 
 def read_entries(path):

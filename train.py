@@ -113,11 +113,11 @@ def parse(words=None):
 
 
 def best_rate(attention, order, keep_decoder, **_):
-    """The default of --sft-lr: the best rate on validation scenes in the default sizes."""
+    """The default of --sft-lr: the best one in the default sizes (results/*-rates.jsonl)."""
     if keep_decoder:
         return 0.02
-    question_unseen = order == "image-first" and attention in ("causal", "image")
-    return 0.005 if question_unseen else 0.03  # seen by image tokens; unseen, more is too much
+    image_tokens_see_question = order != "image-first" or attention not in ("causal", "image")
+    return 0.03 if image_tokens_see_question else 0.005
 
 
 def pick_device(name=None):

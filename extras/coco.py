@@ -20,7 +20,7 @@ import re
 import shutil
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path, PurePath
@@ -54,16 +54,22 @@ def outputs(folder, *names):
     return paths
 
 
-def read(path):
-    """A JSON file, without what would fill gigabytes of memory and is not used."""
-    def without_bulk(entry):
+def read(path, *keys):
+    """The lists of objects under the keys of a JSON file. SystemExit if it has none."""
+    def without_bulk(entry):  # what would fill gigabytes of memory and is not used
         return {key: entry[key] for key in entry if key not in ("segmentation", "answers")}
 
     print(f"reading {path}")
     try:
-        return json.loads(path.read_text("utf-8"), object_hook=without_bulk)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{path}: cannot be read ({error})")
+        content = json.loads(path.read_text("utf-8-sig"), object_hook=without_bulk)
+        return [[{**entry} for entry in content[key]] for key in keys]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise SystemExit(f"{path}: {', '.join(keys)}: lists of objects are wanted ({error!r:.99})")
+
+
+def clean(text):
+    """A text on one line, or "" if it is no text."""
+    return " ".join(text.split()) if isinstance(text, str) else ""
 
 
 def number(name):
@@ -72,41 +78,56 @@ def number(name):
     return re.search(r"\d*$", stem)[0].lstrip("0") or stem
 
 
-def known(annotations, part, instances):
-    """Yields (id of a picture, line for the trainer); a line may have an empty answer."""
-    names = {x["id"]: x["name"] for x in instances["categories"]}
+def known(annotations, part, categories, objects):
+    """Yields (id of a picture, line for the trainer); what is missing in the line is empty."""
+    names = {str(entry.get("id")): clean(entry.get("name")) for entry in categories}
     objects_of = defaultdict(list)
-    for x in instances["annotations"]:
-        objects_of[x["image_id"]].append(names[x["category_id"]])
-    for picture, objects in objects_of.items():
-        yield picture, {"objects": objects}
-    for x in read(annotations / f"captions_{part}.json")["annotations"]:
-        yield x["image_id"], {"caption": " ".join(x["caption"].split())}
+    for entry in objects:
+        picture = str(entry.get("image_id"))
+        if name := names.get(str(entry.get("category_id"))):
+            objects_of[picture].append(name)
+        else:
+            yield picture, {"objects": []}
+    for picture in objects_of:
+        yield picture, {"objects": objects_of[picture]}
+    [captions] = read(annotations / f"captions_{part}.json", "annotations")
+    for entry in captions:
+        yield str(entry.get("image_id")), {"caption": clean(entry.get("caption"))}
     for path in sorted(annotations.glob("v2_mscoco_*_annotations.json")):
         beside = path.name.replace("v2_", "v2_OpenEnded_").replace("annotations", "questions")
-        questions = read(annotations / beside)["questions"]
-        text_of = {x["question_id"]: x["question"] for x in questions}
-        for x in read(path)["annotations"]:
-            texts = text_of[x["question_id"]], x["multiple_choice_answer"]
-            question, answer = (" ".join(text.split()) for text in texts)
-            yield x["image_id"], {"question": question, "answer": answer, "kind": "vqa"}
+        [questions] = read(annotations / beside, "questions")
+        texts = {str(entry.get("question_id")): clean(entry.get("question")) for entry in questions}
+        [answers] = read(path, "annotations")
+        for entry in answers:
+            question = texts.get(str(entry.get("question_id")), "")
+            answer = clean(entry.get("multiple_choice_answer"))
+            line = {"question": question, "answer": answer, "kind": "vqa"}
+            yield str(entry.get("image_id")), line
 
 
 def convert(annotations, part, there, asked=()):
     """The lines about pictures of a part, such as "train2014", from a folder of annotations.
 
-    there: names of the pictures to take, but not if their numbers are in `asked`. SystemExit if
-    nothing is left.
+    there: names of the pictures to take, but not if their numbers are in `asked`. What is left out
+    is counted and printed. SystemExit if nothing is left.
     """
-    instances = read(annotations / f"instances_{part}.json")
-    found = [x for x in instances["images"] if x["file_name"] in there]
-    file_of = {x["id"]: f"{part}/{x['file_name']}" for x in found
-               if number(x["file_name"]) not in asked}
-    lines = [json.dumps({"image": file_of[picture], **line}) + "\n"
-             for picture, line in known(annotations, part, instances)
-             if picture in file_of and all(line.values())]
-    print(f"{part}: {len(lines):,} lines about {len(file_of):,} pictures; left out: "
-          f"{len(found) - len(file_of)} that POPE asks about, {len(there) - len(found)} unknown")
+    keys = "images", "categories", "annotations"
+    images, categories, objects = read(annotations / f"instances_{part}.json", *keys)
+    files, lines, left_out = {}, [], Counter()
+    for image in images:
+        picture, name = str(image.get("id")), PurePath(str(image.get("file_name"))).name
+        if number(name) in asked:
+            left_out["pictures that POPE asks about"] += 1
+        elif name not in there or picture in files:
+            left_out["pictures without a file or an id of their own"] += 1
+        else:
+            files[picture] = f"{part}/{name}"
+    for picture, line in known(annotations, part, categories, objects):
+        if picture in files and all(line.values()):
+            lines.append(json.dumps({"image": files[picture], **line}) + "\n")
+        else:
+            left_out["entries that are empty or about other pictures"] += 1
+    print(f"{part}: {len(lines):,} lines about {len(files):,} pictures; left out: {dict(left_out)}")
     if not lines:
         raise SystemExit(f"{annotations}: nothing is written, there is no line about {part}")
     return lines
@@ -209,11 +230,18 @@ def get_pictures(addresses, folder, store):
 
 
 def list_pictures(store, part, mirror):
-    """Yields (name, address) of each picture of a part, in the order of a hash of their ids."""
-    images = read(store / f"captions_{part}.json")["images"]
-    for x in sorted(images, key=lambda x: sha256(str(x["id"]).encode()).hexdigest()):
-        name = PurePath(x["file_name"]).name
-        yield name, f"{mirror}/{part}/{name}" if mirror else x["coco_url"]
+    """Yields (name, address) of each picture of a part, in the order of a hash of their ids.
+
+    SystemExit if a name is not the plain name of a file, or an address none of the network.
+    """
+    path = store / f"captions_{part}.json"
+    [images] = read(path, "images")
+    for image in sorted(images, key=lambda x: sha256(str(x.get("id")).encode()).hexdigest()):
+        name = PurePath(str(image.get("file_name"))).name
+        url = f"{mirror}/{part}/{name}" if mirror else str(image.get("coco_url"))
+        if not (re.fullmatch(r"\w[\w-]*\.\w+", name, re.ASCII) and re.match("https?://", url)):
+            raise SystemExit(f"{path}: {name!r} at {url!r}: a plain name at http://... is wanted")
+        yield name, url
 
 
 def get(folder, count, mirror=None):

@@ -25,7 +25,7 @@ def convert(tmp_path, monkeypatch):
 
 def annotate(folder, name, **content):
     (folder / "annotations").mkdir(exist_ok=True)
-    (folder / f"annotations/{name}.json").write_text(json.dumps(content))
+    (folder / f"annotations/{name}.json").write_text(json.dumps(content), "utf-8-sig")
 
 
 def make_part(folder, part, first, captions=None, count=2, **instances):
@@ -45,15 +45,15 @@ def make_part(folder, part, first, captions=None, count=2, **instances):
 def test_both_parts_of_2014_are_written_as_the_trainer_reads_them(tmp_path, convert, capsys):
     for part, first in (("train2014", 1), ("val2014", 5), ("val2017", 7)):
         make_part(tmp_path, part, first)
-    questions = [{"question_id": 3, "question": "What  is\nit?"}]
+    questions = [{"question_id": 3, "question": "What is it?"}]
     annotate(tmp_path, "v2_OpenEnded_mscoco_val2014_questions", questions=questions)
     answer = {"question_id": 3, "image_id": 5, "multiple_choice_answer": "a dog"}
-    empty = answer | {"multiple_choice_answer": ""}
-    annotate(tmp_path, "v2_mscoco_val2014_annotations", annotations=[answer, empty])
+    empty = [answer | {"question_id": 4}, answer | {"multiple_choice_answer": None}]
+    annotate(tmp_path, "v2_mscoco_val2014_annotations", annotations=[answer, *empty])
     annotate(tmp_path, "mscoco_val2014_annotations")  # of VQA v1
     convert()
     printed = capsys.readouterr().out  # says what is read
-    assert "val2014: 3 lines about 2 pictures; left out: 0 that POPE" in printed
+    assert "{'entries that are empty or about other pictures': 2}" in printed
     assert "v2_mscoco_val" in printed and "/mscoco_val" not in printed and "2017" not in printed
     train, val = read_folder(tmp_path, 16)
     told = [e for e in train.captions if "Picture" in e.answer]  # others are of objects
@@ -76,27 +76,37 @@ def test_no_file_is_replaced_or_left_from_before(tmp_path, convert, name):
     assert [path.name for path in tmp_path.glob("*.jsonl")] == [name]
 
 
+@pytest.mark.parametrize("changes, told", [
+    ({"images": [{"id": "5", "file_name": "val2017/" + NAME.format(5)}]}, "1 lines about 1 pic"),
+    ({"images": [{"id": 6, "file_name": NAME.format(i)} for i in (6, 5, 7)]}, "their own': 2"),
+    ({"categories": [CATEGORIES[0], {"id": 90, "name": None}, {"id": 91}]}, "2 lines about 2 pic"),
+    ({"captions": [{"image_id": "6", "caption": x} for x in ("a", None, " ", 7)]}, "pictures': 3")])
+def test_what_is_left_out_is_counted(tmp_path, convert, capsys, changes, told):
+    make_part(tmp_path, "val2017", 5, **changes)
+    convert()
+    line = capsys.readouterr().out.split("\n")[-2]
+    assert told in line and "entries that are empty or about other pictures': " in line
+
+
 @pytest.mark.parametrize("file", ["coco_pope_random.json", "pope/any.json"])
 def test_pictures_that_pope_asks_about_are_left_out(tmp_path, convert, capsys, file):
     make_part(tmp_path, "train2017", 310195)
     (tmp_path / "pope").mkdir()
     write_lines(tmp_path / file, [{"image": "COCO_val2014_000000310196.jpg", "label": "yes"}] * 2)
     convert()
-    assert "about 1 pictures; left out: 1 that POPE asks about, 0 unk" in capsys.readouterr().out
+    assert "'pictures that POPE asks about': 1" in capsys.readouterr().out
     [line] = (tmp_path / "train.jsonl").read_text().splitlines()
     assert json.loads(line) == {"image": "train2017/" + NAME.format(310195),
                                 "objects": ["dog", "wine glass", "dog"]}
 
 
-def test_what_is_not_there_is_named_in_one_line(tmp_path, convert):
+def test_files_in_another_format_end_with_a_line_that_names_them(tmp_path, convert):
     refused("no folder of pictures (train2014, ", convert)
     make_part(tmp_path, "val2014", 5, captions=[], annotations=[])
     refused("nothing is written", convert)
-    path = tmp_path / "annotations/instances_val2014.json"
-    path.write_text("{")
-    refused("instances_val2014.json: cannot be read", convert)
-    path.unlink()
-    refused("instances_val2014.json: cannot be read", convert)
+    for text in ("[]", "{", "{}", '{"images": [3]}', '{"images": null}', "\xff"):
+        (tmp_path / "annotations/instances_val2014.json").write_text(text, "latin-1")
+        refused("instances_val2014.json: images, categories, annotations: lists of", convert)
     assert not (tmp_path / "train.jsonl").exists()
 
 
@@ -162,8 +172,7 @@ def test_after_ctrl_c_a_second_call_ends_with_what_the_trainer_and_pope_read(sit
 
 def test_a_larger_n_keeps_the_pictures_whatever_their_order(site, monkeypatch):
     train, *others = site.get(4)
-    monkeypatch.setattr(coco, "read", lambda path, read=coco.read: {
-        key: entries[::-1] for key, entries in read(path).items()})
+    monkeypatch.setattr(coco, "read", lambda *x, read=coco.read: [y[::-1] for y in read(*x)])
     for count in (6, 2):
         for path in site.goal.glob("*.jsonl"):
             path.unlink()
@@ -194,3 +203,13 @@ def test_one_picture_in_a_hundred_may_fail(tmp_path, monkeypatch, capsys):
     pictures = dict.fromkeys(map(str, range(99))) | {"x": "404"}
     assert coco.get_pictures(pictures, tmp_path, tmp_path) == pictures.keys() - {"x"}
     assert f"{tmp_path}: 1 of 100 pictures failed 404" in capsys.readouterr().out
+
+
+def test_names_and_addresses_that_lead_elsewhere_are_refused(tmp_path):
+    def listed(name, url="http://x"):
+        annotate(tmp_path, "captions_val2014", images=[{"file_name": name, "coco_url": url}])
+        return [*coco.list_pictures(tmp_path / "annotations", "val2014", None)]
+
+    assert listed("../../x.jpg", "http://y/z.jpg") == [("x.jpg", "http://y/z.jpg")]
+    for given in ([".."], [""], [".x.jpg"], ["x.jpg", "file:///etc/passwd"]):
+        refused("is wanted", listed, *given)

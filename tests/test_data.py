@@ -237,10 +237,11 @@ def test_wrong_lines_and_missing_and_empty_files_are_named(folder):
     refused(f"{folder}/val.jsonl", read, folder, captions(range(9)), [""])
     good, no_json = {"image": "0.png", "caption": "x"}, "cannot be read as one JSON object"
     for bad, says in [
+            ({"image": "../0.png"}, "'../0.png' is no file"), ({"image": "/0"}, "'/0' is no file"),
             ({"image": 5}, 'a text "image"'), ({"caption": 7}, 'a text "caption"'),
             ({"question": "x"}, 'a text "answer"'), ({"answer": "x"}, 'a text "question"'),
             ({"objects": "cat"}, 'a list "objects"'), ({"objects": [" "]}, 'a list "objects"'),
-            ({"caption": None}, "a text"),
+            (b'{"image": "0.png", "image": "0.png"}', no_json), ({"caption": None}, "a text"),
             (b'[["image", "0.png"]]', f"{no_json} (wanted is {{...}}, given is [["),
             (b"{broken", no_json), (b"[" * 100_000, no_json), (b"caf\xe9", f"{no_json} ('utf-8'")]:
         line = json.dumps(good).encode() + b"\n"

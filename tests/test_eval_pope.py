@@ -200,7 +200,7 @@ def test_official_files_are_answered_in_the_official_format(tiny, evaluate, fold
 def test_wrong_official_lines_and_wrong_options_are_refused(tiny, evaluate, folder, capsys):
     run, path = tiny().folder, folder / "official.json"
     good = {"question_id": 7, "image": "0.png", "text": "Is there a dog?", "label": "no"}
-    for bad in ({"label": "maybe"}, {"text": 3}, {"question_id": None}):
+    for bad in ({"label": "maybe"}, {"image": "../x.png"}, {"text": 3}, {"question_id": None}):
         write_lines(path, [good, "", {**good, **bad}])
         refused(f"{path}, line 3: ", evaluate, run, "--pope", path, "--images", folder)
     for options, says in ((["--pope", "a/x.json", "b/x.json"], "two files of one name"),
