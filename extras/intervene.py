@@ -103,7 +103,8 @@ def ask_run(path):
     part = make_world("val", SCENES, 0, model.config.image_size)
     part = part._replace(questions=list(pairs_of_questions(scenes)))
     layers = [*range(model.config.layers)]
-    swapped = {"layer 1": layers[:1], "layers 2 and on": layers[1:]}
+    swapped = {"no layer": [], "layer 1": layers[:1], "layers 2 and on": layers[1:],
+               "all layers": layers}
     found = {}
     for name, layers_of_a in swapped.items():
         model.swapped = layers_of_a
